@@ -1,0 +1,52 @@
+"""Decides about the extension, and nothing else; the rest is in pyproject.toml.
+
+FASTSMTP_PURE=1               no extension: a py3-none-any wheel.
+FASTSMTP_REQUIRE_EXTENSION=1  the extension, or an error.
+neither                       the extension if a compiler works, else pure Python.
+
+setuptools' `optional=True` is not used: it hides compile errors and makes a platform wheel without the extension in it.  So a compiler
+is tried first, and what is decided then is built or fails.
+"""
+
+import os
+import sys
+import tempfile
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+def compiler_works() -> bool:
+    """Compile one line that includes Python.h, as the extension will."""
+    command = build_ext(setup_less := __import__("setuptools").Distribution())
+    del setup_less
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "probe.c")
+        with open(source, "w") as file:
+            file.write("#include <Python.h>\nint fastsmtp_probe(void) { return PY_VERSION_HEX != 0; }\n")
+        command.extensions = [Extension("probe", [source])]
+        command.build_lib = command.build_temp = folder
+        try:
+            command.ensure_finalized()
+            command.run()
+        except Exception as error:
+            print(f"fastsmtp: no working C compiler, building pure Python ({error})", file=sys.stderr)
+            return False
+    return True
+
+
+def extensions() -> list:
+    if os.environ.get("FASTSMTP_PURE") == "1":
+        return []
+    if os.environ.get("FASTSMTP_REQUIRE_EXTENSION") != "1" and not compiler_works():
+        return []
+    from Cython.Build import cythonize
+
+    flags = [] if sys.platform == "win32" else ["-O3"]
+    module = Extension(
+        "fastsmtp._textproto", ["src/fastsmtp/_textproto.pyx"], depends=["src/fastsmtp/_dotscan.h"], extra_compile_args=flags
+    )
+    return cythonize([module], build_dir="build", compiler_directives={"language_level": 3})
+
+
+setup(ext_modules=extensions())

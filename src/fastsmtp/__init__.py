@@ -1,0 +1,120 @@
+"""fastsmtp: an asyncio SMTP and LMTP server, with its per-byte work compiled.
+
+    from fastsmtp import DefaultBackend, DefaultSession, Server
+
+    async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:2525"):
+        ...
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .connection import Conn
+    from .counters import Counters
+    from .errors import (
+        ConfigurationError,
+        FastSMTPError,
+        HeaderError,
+        LineTooLong,
+        MessageAborted,
+        ProtocolError,
+        ResponseError,
+        UnexpectedEOF,
+    )
+    from .extensions import MailParams, RcptParams
+    from .options import ServerOptions
+    from .reply import AuthRequired, AuthUnsupported, DataTooLarge, EnhancedCode, Reply, SMTPError
+    from .server import Server
+    from .session import (
+        Backend,
+        ConnectionState,
+        DataContext,
+        DataReader,
+        DefaultBackend,
+        DefaultSession,
+        Session,
+        SessionFactory,
+    )
+    from .textproto import IMPLEMENTATION, canonical_mime_header_key
+
+__all__ = [
+    "IMPLEMENTATION",
+    "AuthRequired",
+    "AuthUnsupported",
+    "Backend",
+    "ConfigurationError",
+    "Conn",
+    "ConnectionState",
+    "Counters",
+    "DataContext",
+    "DataReader",
+    "DataTooLarge",
+    "DefaultBackend",
+    "DefaultSession",
+    "EnhancedCode",
+    "FastSMTPError",
+    "HeaderError",
+    "LineTooLong",
+    "MailParams",
+    "MessageAborted",
+    "ProtocolError",
+    "RcptParams",
+    "Reply",
+    "ResponseError",
+    "SMTPError",
+    "Server",
+    "ServerOptions",
+    "Session",
+    "SessionFactory",
+    "UnexpectedEOF",
+    "canonical_mime_header_key",
+]
+
+# Names are loaded when first used, so that the lower floors can be imported without asyncio, socket and ssl.
+_HOMES: Final = {
+    "Conn": "connection",
+    "Counters": "counters",
+    "ConfigurationError": "errors",
+    "FastSMTPError": "errors",
+    "HeaderError": "errors",
+    "LineTooLong": "errors",
+    "MessageAborted": "errors",
+    "ProtocolError": "errors",
+    "ResponseError": "errors",
+    "UnexpectedEOF": "errors",
+    "MailParams": "extensions",
+    "RcptParams": "extensions",
+    "ServerOptions": "options",
+    "AuthRequired": "reply",
+    "AuthUnsupported": "reply",
+    "DataTooLarge": "reply",
+    "EnhancedCode": "reply",
+    "Reply": "reply",
+    "SMTPError": "reply",
+    "Server": "server",
+    "Backend": "session",
+    "ConnectionState": "session",
+    "DataContext": "session",
+    "DataReader": "session",
+    "DefaultBackend": "session",
+    "DefaultSession": "session",
+    "Session": "session",
+    "SessionFactory": "session",
+    "IMPLEMENTATION": "textproto",
+    "canonical_mime_header_key": "textproto",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,588 @@
+"""One connection: the protocol's shell under asyncio.
+
+It feeds octets to the protocol, gives each event to the session's hook, and writes the replies: one write per batch of
+input, but where RFC 2920 section 3.2 wants a reply at once.  A plain hook costs no task and no turn of the loop.  There are no
+timers here: a connection keeps the moment at which its patience ends, and the server looks at it now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from . import limits
+from .errors import MessageAborted
+from .protocol import Answered, Body, Event, Hello, MailFrom, RcptTo, Reset, ServerProtocol, Verify
+from .reception import Reception
+from .reply import HOOK_FAILED, SHUTTING_DOWN, TIMED_OUT, TOO_MANY_CONNECTIONS, EnhancedCode, Reply
+from .session import Address, ConnectionState, Session
+
+if TYPE_CHECKING:
+    import ssl
+
+    from .server import Server
+
+__all__ = ["Conn"]
+
+_FOREVER: Final = float("inf")
+
+# Reasons to leave the input alone, kept in one number that is looked at after each event.
+_HOOK_RUNS: Final = 1  # the next command waits for a hook
+_PEER_IS_DEAF: Final = 2  # the peer does not read its replies
+_OTHERS_TURN: Final = 4  # other connections get their turn first
+_ENDING: Final = 8  # the last word is said, or the connection is lost
+_SESSION_FULL: Final = 16  # the session has not read enough of its message
+
+
+class Conn(asyncio.Protocol):
+    """A client's connection, as sessions and backends see it.
+
+    The methods that asyncio calls (`connection_made` to `resume_writing`) are not for others.
+    """
+
+    __slots__ = (
+        "_core",
+        "_deadline",
+        "_eof",
+        "_holds",
+        "_hooks",
+        "_line_waiter",
+        "_loop",
+        "_lost",
+        "_reading_paused",
+        "_reception",
+        "_server",
+        "_session",
+        "_settle",
+        "_task",
+        "_transport",
+        "_turn",
+    )
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._hooks = server.hooks
+        self._loop = loop
+        self._core = ServerProtocol(server.profile)
+        self._transport: asyncio.Transport
+        self._session: Session | None = None
+        self._task: asyncio.Task[Any] | None = None  # the hook that the next command waits for
+        self._settle: Callable[[Reply | None], None] | None = None  # what to do with its reply
+        self._reception: Reception | None = None  # the message that arrives
+        self._deadline = _FOREVER
+        self._turn: asyncio.Handle | None = None  # the next turn at working on the input
+        self._line_waiter: asyncio.Future[None] | None = None
+        self._holds = 0
+        self._reading_paused = False
+        self._eof = False
+        self._lost = False
+
+    # What sessions and backends use
+
+    @property
+    def server(self) -> Server:
+        """The server that this connection belongs to."""
+        return self._server
+
+    @property
+    def session(self) -> Session | None:
+        """The session, or None before there is one."""
+        return self._session
+
+    def set_session(self, session: Session | None) -> None:
+        """Put another session in place; a transaction that was begun is forgotten, the old session is not logged out."""
+        self._core.reset_transaction()
+        self._session = session
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is known of the connection now."""
+        core = self._core
+        return ConnectionState(
+            hostname=core.hello,
+            remote_addr=self.remote_addr,
+            local_addr=self._transport.get_extra_info("sockname"),
+            tls=self.tls_connection_state,
+            protocol={"EHLO": "ESMTP", "LHLO": "LMTP"}.get(core.hello_verb, "SMTP"),
+        )
+
+    @property
+    def remote_addr(self) -> Address:
+        """The client's socket address."""
+        address: Address = self._transport.get_extra_info("peername")
+        return address
+
+    @property
+    def tls_connection_state(self) -> ssl.SSLObject | None:
+        """The TLS object, or None in plaintext."""
+        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
+        return tls
+
+    @property
+    def deadline(self) -> float:
+        """The loop time at which the server loses patience."""
+        return self._deadline
+
+    def write_response(self, code: int, enhanced_code: EnhancedCode = EnhancedCode.NOT_SET, *text: str) -> None:
+        """Send a reply at once, a line per text.  For extensions; 421 closes the connection."""
+        self._core.say(Reply(code, enhanced_code, "\n".join(text)))
+        self._flush()
+        if self._core.closing:
+            self._finish()
+
+    async def read_line(self) -> bytes:
+        """The next line from the client, without CR LF, while a hook runs.  For extensions.
+
+        Raises:
+            MessageAborted: the connection is lost.
+        """
+        while (line := self._core.read_line()) is None:
+            if self._lost or self._eof or self._core.closing:
+                raise MessageAborted("the connection is lost")
+            self._line_waiter = self._loop.create_future()
+            self._watch_reading()
+            try:
+                await self._line_waiter
+            finally:
+                self._line_waiter = None
+        return line
+
+    def reject(self, reply: Reply = TOO_MANY_CONNECTIONS) -> None:
+        """Say 421 and close."""
+        self.hang_up(reply, "the connection was rejected")
+
+    def close(self) -> None:
+        """Close now; what was written is still sent.  A message that is not whole is never delivered."""
+        if not self._lost:
+            self._holds |= _ENDING
+            self._deadline = self._server.now + limits.LINGER
+            self._transport.close()
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport by type
+        server = self._server
+        if server.options.debug is not None:
+            self._core.trace = self._trace
+        refusal = server.attach(self)
+        self._renew()
+        if refusal is not None:
+            self._greeted(refusal)
+        elif server.session_on_connect:
+            self._call(self._greeted, self._open)
+        else:
+            self._greeted(None)
+        self._after()
+
+    def data_received(self, data: bytes) -> None:
+        """Octets arrived."""
+        holds = self._holds
+        if holds & _ENDING:
+            return
+        self._core.receive_data(data)
+        if not holds:
+            self._run()
+        elif self._line_waiter is not None:
+            self._wake_line_waiter()
+        else:
+            self._watch_reading()
+
+    def eof_received(self) -> bool:
+        """The client will send no more; whole commands before that are still answered."""
+        self._eof = True
+        self._wake_line_waiter()
+        self._run()
+        return not self._holds & _ENDING
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._lost = True
+        self._holds |= _ENDING
+        self._renew_hook()
+        if self._turn is not None:
+            self._turn.cancel()
+        self._wake_line_waiter()
+        if self._task is not None:
+            self._task.cancel()
+        reception = self._reception
+        if reception is not None:
+            reception.lose("the connection was lost within the message")
+            if self._core.lmtp and reception.waits_for_hook:
+                # The client will try again; what is delivered now would come twice.
+                reception.cancel()
+        self._end()
+
+    def pause_writing(self) -> None:
+        """The client does not read its replies: do no more for it until it does."""
+        self._holds |= _PEER_IS_DEAF
+        timeout = self._server.options.write_timeout
+        self._deadline = self._server.now + timeout if timeout else _FOREVER
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._holds &= ~_PEER_IS_DEAF
+        if not self._holds & _ENDING:
+            self._renew()
+            self._run()
+
+    # Working on the input
+
+    def _run(self) -> None:
+        """Work on what has been received until it is used up, a hook has to be waited for, or others want their turn."""
+        core = self._core
+        if not self._holds and (event := core.next_event()) is not None:
+            budget = limits.COMMANDS_PER_TURN
+            while True:
+                _HANDLERS[type(event)](self, event)
+                if self._holds:
+                    break
+                event = core.next_event()
+                if event is None:
+                    break
+                if core.must_flush:
+                    self._flush()
+                budget -= 1
+                if not budget:
+                    self._holds |= _OTHERS_TURN
+                    self._turn = self._loop.call_soon(self._next_turn, event)
+                    break
+            if not (core.in_body or self._holds & _HOOK_RUNS):
+                self._renew()
+        self._after()
+
+    def _next_turn(self, event: Event | None = None) -> None:
+        self._turn = None
+        self._holds &= ~_OTHERS_TURN
+        if event is not None:
+            _HANDLERS[type(event)](self, event)
+        self._run()
+
+    def _resume(self) -> None:
+        """A message's reader has room, or its hook is done: go on, in a turn of our own."""
+        reception = self._reception
+        self._holds &= ~(_SESSION_FULL | _HOOK_RUNS)
+        if self._lost:
+            self._end()
+            return
+        if reception is not None and reception.answered:
+            self._message_answered(reception)
+        self._renew()
+        if self._turn is None:
+            self._holds |= _OTHERS_TURN
+            self._turn = self._loop.call_soon(self._next_turn)
+
+    def _after(self) -> None:
+        """Send what is to be said and see whether to read on, or to end."""
+        holds = self._holds
+        if holds & _ENDING:
+            return
+        core = self._core
+        data = core.data_to_send()
+        if data:
+            self._transport.write(data)
+        if core.closing:
+            self._finish()
+        elif self._eof and not (holds or core.awaiting_reply):
+            self.close()
+        elif self._server.stopping and not (holds & _HOOK_RUNS or core.in_body):
+            self.hang_up()
+        elif self._reading_paused or holds:
+            self._watch_reading()
+
+    def _flush(self) -> None:
+        data = self._core.data_to_send()
+        if data and not self._holds & _ENDING:
+            self._transport.write(data)
+
+    def _watch_reading(self) -> None:
+        """Read from the socket only what can be worked on, or little enough to keep."""
+        if self._holds & _ENDING or self._eof:
+            return
+        full = self._core.buffered >= limits.BODY_HIGH_WATER and self._line_waiter is None
+        wanted = not (full or self._holds & ~_HOOK_RUNS)
+        if wanted is self._reading_paused:
+            self._reading_paused = not wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _wake_line_waiter(self) -> None:
+        if self._line_waiter is not None and not self._line_waiter.done():
+            self._line_waiter.set_result(None)
+
+    # Events
+
+    def _answered(self, event: Answered) -> None:
+        if self._core.in_body:
+            self._renew()  # DATA: the message's own deadline begins
+
+    def _hello(self, event: Hello) -> None:
+        session = self._session
+        if session is not None and event.again:
+            self._call(self._core.reply, self._greet_again, session, event.name)
+        else:
+            self._optional(session, "helo", event.name)
+
+    async def _greet_again(self, session: Session, name: str) -> Reply | None:
+        reply = await self._hooks.call(session, "helo", name)
+        if reply is None or reply.accepted:
+            # Accepted: it is a RSET as well (RFC 5321 4.1.4); a refused one changes nothing.
+            await self._hooks.call(session, "reset")
+        return reply
+
+    def _mail(self, event: MailFrom) -> None:
+        session = self._session
+        if session is None:
+            self._call(self._settle_counted, self._open_and_mail, event)
+        else:
+            self._call(self._settle_counted, session.mail, event.sender, event.params)
+
+    def _rcpt(self, event: RcptTo) -> None:
+        session = self._session
+        assert session is not None
+        self._call(self._settle_counted, session.rcpt, event.recipient, event.params)
+
+    def _settle_counted(self, reply: Reply | None) -> None:
+        if reply is not None and reply.code >= 400:
+            self._server.counters.rejected += 1
+        self._core.reply(reply)
+
+    def _reset(self, event: Reset) -> None:
+        self._optional(self._session, "reset")
+
+    def _verify(self, event: Verify) -> None:
+        self._optional(self._session, "vrfy", event.argument)
+
+    def _optional(self, session: Session | None, name: str, *arguments: object) -> None:
+        hook = getattr(session, name, None)
+        if hook is None:
+            self._core.reply(None)
+        else:
+            self._call(self._core.reply, hook, *arguments)
+
+    def _body(self, event: Body) -> None:
+        reception = self._reception
+        if reception is None:
+            assert self._session is not None
+            reception = self._reception = Reception(self, self._core, self._session, self._hooks, self._resume)
+        reception.receive(self._loop, event)
+        if reception.answered:
+            self._message_answered(reception)
+        elif reception.waits_for_hook:
+            self._holds |= _SESSION_FULL if reception.stalled else _HOOK_RUNS
+            self._renew_hook()
+        elif not event.ended:
+            # What arrives buys time at the least rate, up to the time-out for silence.
+            options = self._server.options
+            if options.min_body_rate:
+                self._deadline += len(event.payload) / options.min_body_rate
+            if not options.min_body_rate or self._deadline > self._server.now + options.read_timeout:
+                self._renew()
+
+    def _message_answered(self, reception: Reception) -> None:
+        self._reception = None
+        session = self._session
+        if session is not None:
+            self._call(_no_answer, session.reset)
+
+    # Sessions
+
+    def _open(self) -> Any:
+        """Ask for the anonymous session and its connect hook; the reply is the greeting."""
+        session: Any = self._server.backend.anonymous_login(self.state)
+        if inspect.isawaitable(session):
+            return self._open_later(session)
+        self._session = session
+        hook = getattr(session, "connect", None)
+        return None if hook is None else hook(self)
+
+    async def _open_later(self, session: Awaitable[Session]) -> Reply | None:
+        self._session = opened = await session
+        return await self._hooks.call(opened, "connect", self)
+
+    async def _open_and_mail(self, event: MailFrom) -> Reply | None:
+        """A session that is made at its first MAIL sees connect and helo before it, as any other."""
+        session: Any = self._server.backend.anonymous_login(self.state)
+        if inspect.isawaitable(session):
+            session = await session
+        for name, argument in (("connect", self), ("helo", self._core.hello)):
+            reply = await self._hooks.call(session, name, argument)
+            if reply is not None and not reply.accepted:
+                return reply
+        self._session = session
+        return await self._hooks.call(session, "mail", event.sender, event.params)
+
+    def _greeted(self, reply: Reply | None) -> None:
+        self._core.greet(reply if reply is not None and not reply.accepted else None)
+
+    def _end(self) -> None:
+        """The connection is lost: once no hook runs, tell the session, once, and the server."""
+        if self._task is not None or (self._reception is not None and self._reception.running):
+            return
+        self._reception = None
+        session, self._session = self._session, None
+        if session is None:
+            self._server.detach(self)
+        else:
+            self._call(_no_answer, session.logout)
+            if self._task is None:
+                self._server.detach(self)
+
+    # Hooks
+
+    def _call(self, settle: Callable[[Reply | None], None], hook: Callable[..., Any], *arguments: object) -> None:
+        """Call a hook and settle its reply, now if it does not suspend, else when it is done."""
+        try:
+            result = hook(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever a session raises is answered
+            settle(self._hooks.failure(error, hook))
+            return
+        if result is not None and type(result) is not Reply:
+            if inspect.isawaitable(result):
+                task = self._hooks.start(self._loop, result)
+                if not task.done():
+                    self._settle = settle
+                    self._task = task
+                    self._holds |= _HOOK_RUNS
+                    self._renew_hook()
+                    task.add_done_callback(self._hook_done)
+                    return
+                result = self._hooks.outcome(task)
+            else:
+                result = self._hooks.checked(result)
+        settle(result)
+
+    def _hook_done(self, task: asyncio.Task[Any]) -> None:
+        if task is not self._task:
+            if not task.cancelled():
+                task.exception()  # given up on; it may end as it likes
+            return
+        settle = self._settle
+        assert settle is not None
+        self._task = self._settle = None
+        self._holds &= ~_HOOK_RUNS
+        reply = self._hooks.outcome(task)
+        if self._lost:
+            self._end()
+        elif not self._holds & _ENDING:
+            settle(reply)
+            self._renew()
+            self._run()
+
+    # Patience
+
+    def _renew(self) -> None:
+        timeout = self._server.options.read_timeout
+        self._deadline = self._server.now + timeout if timeout else _FOREVER
+
+    def _renew_hook(self) -> None:
+        timeout = self._server.options.hook_timeout
+        self._deadline = self._server.now + timeout if timeout else _FOREVER
+
+    def timed_out(self) -> None:
+        """The server's patience has ended: what for depends on what the connection is doing."""
+        self._deadline = _FOREVER
+        reception = self._reception
+        if self._lost:
+            self._hooks.given_up("after its connection was lost")
+            self._abandon()
+        elif self._holds & (_ENDING | _PEER_IS_DEAF):
+            self._transport.abort()
+        elif self._task is not None:
+            settle = self._settle
+            assert settle is not None
+            self._hooks.given_up("a command's")
+            self._cancel()
+            settle(HOOK_FAILED)
+            self._renew()
+            self._run()
+        elif reception is not None and reception.waits_for_hook:
+            reception.give_up()
+            self._resume()
+        else:
+            self.hang_up(TIMED_OUT, "timed out within the message")
+
+    def hang_up(self, reply: Reply = SHUTTING_DOWN, why: str = "the server is stopping") -> None:
+        """Say 421 and close; a message that is not whole is lost to its session."""
+        if self._holds & _ENDING:
+            return
+        if self._reception is not None:
+            self._reception.lose(why)
+        self._core.say(reply)
+        self._flush()
+        self._finish()
+
+    def shut_down(self) -> None:
+        """Hang up now if nothing is being done for the client; else `_after` does as soon as that is done."""
+        if not (self._core.in_body or self._task is not None):
+            self.hang_up()
+
+    def abort(self) -> None:
+        """Drop the connection and its hooks at once."""
+        self._holds |= _ENDING
+        if not self._lost:
+            self._transport.abort()
+        self._abandon()
+
+    def _cancel(self) -> None:
+        task, self._task = self._task, None
+        self._settle = None
+        self._holds &= ~_HOOK_RUNS
+        if task is not None:
+            task.cancel()
+
+    def _abandon(self) -> None:
+        """Cancel what runs and wait for it no more."""
+        self._cancel()
+        if self._reception is not None:
+            self._reception.cancel()
+        if self._lost:
+            self._end()
+
+    def _finish(self) -> None:
+        """Close after a last reply, so that the client gets to see it.
+
+        Closing a socket with unread input sends RST, which may overtake the reply; so after a 421 our side is shut first and the
+        client's rest is read and dropped until it closes, or for `limits.LINGER` seconds.
+        """
+        if self._holds & _ENDING:
+            return
+        self._holds |= _ENDING
+        if self._task is not None:
+            self._task.cancel()
+        self._deadline = self._server.now + limits.LINGER
+        if self._core.quit or self._eof or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _trace(self, who: str, octets: bytes) -> None:
+        debug = self._server.options.debug
+        if debug is not None:
+            for line in octets.decode("utf-8", "backslashreplace").removesuffix("\r\n").split("\r\n"):
+                safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+                debug.write(f"{id(self):x} {who}: {safe}\n")
+
+
+def _no_answer(reply: Reply | None) -> None:
+    """reset and logout answer nobody."""
+
+
+_HANDLERS: Final[dict[type[Event], Callable[[Conn, Any], None]]] = {
+    Answered: Conn._answered,
+    Hello: Conn._hello,
+    MailFrom: Conn._mail,
+    RcptTo: Conn._rcpt,
+    Body: Conn._body,
+    Reset: Conn._reset,
+    Verify: Conn._verify,
+}

@@ -1,0 +1,30 @@
+"""What a server has done so far, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Counters"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counts since the server was made; plain integers, written by one event loop.
+
+    Attributes:
+        connections: open now.
+        connections_total: accepted so far, refused ones included.
+        messages: messages answered with 2xx (LMTP: for one recipient at least).
+        recipients: recipients of those.
+        octets: octets of those.
+        rejected: MAIL, RCPT and messages answered 4xx or 5xx by a session or a limit.
+        errors: hooks that failed with an unexpected exception.
+    """
+
+    connections: int = 0
+    connections_total: int = 0
+    messages: int = 0
+    recipients: int = 0
+    octets: int = 0
+    rejected: int = 0
+    errors: int = 0

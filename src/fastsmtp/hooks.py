@@ -1,0 +1,100 @@
+"""Calling a session's hooks: plain or async, and what they raise made a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from .counters import Counters
+from .errors import MessageAborted
+from .reply import HOOK_FAILED, Reply, SMTPError
+
+__all__ = ["HookRunner", "streams"]
+
+
+class HookRunner:
+    """Runs the hooks of one server's sessions.
+
+    Args:
+        logger: gets the traceback of what is no SMTPError.
+        counters: counts these.
+    """
+
+    __slots__ = ("_counters", "_logger")
+
+    def __init__(self, logger: logging.Logger, counters: Counters) -> None:
+        self._logger: Final = logger
+        self._counters: Final = counters
+
+    def outcome(self, task: asyncio.Task[Any]) -> Reply | None:
+        """The reply of a hook's task that is done."""
+        try:
+            result = task.result()
+        except asyncio.CancelledError:
+            return HOOK_FAILED
+        except Exception as error:  # noqa: BLE001 - whatever a session raises is answered
+            return self.failure(error, task.get_coro())
+        return self.checked(result)
+
+    def checked(self, result: object) -> Reply | None:
+        """A hook's result, if it is one; else 451."""
+        if result is None or isinstance(result, Reply):
+            return result
+        self._counters.errors += 1
+        self._logger.error("a session hook returned %s, not a Reply or None", type(result).__name__)
+        return HOOK_FAILED
+
+    def failure(self, error: Exception, hook: object) -> Reply:
+        """The reply that an exception is answered with; its text never reaches the peer unless it is an SMTPError."""
+        if isinstance(error, SMTPError):
+            return error.reply
+        if not isinstance(error, MessageAborted):  # its cause is the peer, and nobody waits for the answer
+            self._counters.errors += 1
+            name = getattr(hook, "__qualname__", type(hook).__name__)
+            self._logger.error("session hook %s failed", name, exc_info=error)
+        return HOOK_FAILED
+
+    def given_up(self, what: str) -> None:
+        """Log a hook that did not return in time."""
+        self._counters.errors += 1
+        self._logger.error("a session hook did not return in time: %s", what)
+
+    if sys.version_info >= (3, 12):
+
+        @staticmethod
+        def start(loop: asyncio.AbstractEventLoop, awaitable: Any) -> asyncio.Task[Any]:
+            """Begin an async hook; one that does not suspend is done when this returns, without a turn of the loop."""
+            coroutine = awaitable if inspect.iscoroutine(awaitable) else _awaited(awaitable)
+            return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+    else:
+
+        @staticmethod
+        def start(loop: asyncio.AbstractEventLoop, awaitable: Any) -> asyncio.Task[Any]:
+            """Begin an async hook; before Python 3.12 it takes a turn of the loop."""
+            coroutine: Coroutine[Any, Any, Any] = awaitable if inspect.iscoroutine(awaitable) else _awaited(awaitable)
+            return loop.create_task(coroutine)
+
+    @staticmethod
+    async def call(target: object, name: str, *arguments: object) -> Reply | None:
+        """Call a hook that may be missing, plain or async; raises TypeError when it returns something else."""
+        hook = getattr(target, name, None)
+        reply: Any = None if hook is None else hook(*arguments)
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if reply is not None and not isinstance(reply, Reply):
+            raise TypeError(f"{name} returned {type(reply).__name__}, not a Reply or None")
+        return reply
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def streams(hook: object) -> bool:
+    """True for an async hook, which can take a message that is still arriving."""
+    return inspect.iscoroutinefunction(hook)

@@ -1,0 +1,114 @@
+"""Every knob of a server, in one frozen value that is validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from . import limits
+from .address import is_address_literal, is_domain
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import logging
+    import os
+
+__all__ = ["ServerOptions", "TraceWriter", "split_addr"]
+
+
+class TraceWriter(Protocol):
+    """Whatever takes the debug trace: a text file, `sys.stderr`, a test's `io.StringIO`."""
+
+    def write(self, text: str, /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """The options of a `Server`; an impossible value raises ConfigurationError.
+
+    Sizes are in octets, times in seconds, and 0 turns a limit off unless said otherwise.
+
+    Attributes:
+        addr: "host:port" to listen on ("[::1]:2525" for IPv6, port 0 picks a free one); "" for no TCP listener.
+        unix_socket: path of a Unix socket to listen on, with or instead of `addr`.
+        domain: the name that the server calls itself (RFC 5321 4.1.1.1).
+        greeting: the words after the domain in the 220 greeting.
+        lmtp: speak LMTP (RFC 2033) instead of SMTP.
+        strict: refuse what RFC 5321 forbids and the world sends all the same: blanks around a path, underscores in HELO's
+            name, 8-bit text that was not announced (RFC 6152), NUL in a message.
+        smtputf8: offer SMTPUTF8 (RFC 6531).
+        bare_newlines: a CR or LF alone within a message is refused with 550 ("reject"), made CR LF ("normalize") or
+            kept as it is ("keep").  In no case does it end a line of the protocol.
+        max_message_bytes: largest message, announced by SIZE (RFC 1870).
+        max_recipients: recipients of one message; more get 452 4.5.3 (RFC 5321 4.5.3.1.10).
+        max_errors: refused commands of one connection before 421.
+        max_connections: connections at one time; more get 421.
+        max_connections_per_address: the same of one client address.
+        read_timeout: waiting for a command, and silence within a message.
+        write_timeout: a peer that does not take its replies.
+        hook_timeout: a session hook that does not return.
+        min_body_rate: octets per second below which a message's sender is cut after `read_timeout`.
+        backlog: connections that the kernel may hold for us.
+        debug: where to write a trace of each connection, for debugging.
+        error_logger: what logs unexpected errors; "fastsmtp" by default.
+    """
+
+    addr: str = "127.0.0.1:8025"
+    unix_socket: str | os.PathLike[str] | None = None
+    domain: str = "localhost"
+    greeting: str = "ESMTP ready"
+    lmtp: bool = False
+    strict: bool = False
+    smtputf8: bool = True
+    bare_newlines: Literal["reject", "normalize", "keep"] = "reject"
+    max_message_bytes: int = limits.MESSAGE_BYTES
+    max_recipients: int = limits.RECIPIENTS
+    max_errors: int = limits.ERRORS
+    max_connections: int = limits.CONNECTIONS
+    max_connections_per_address: int = limits.CONNECTIONS_PER_ADDRESS
+    read_timeout: float = limits.READ_TIMEOUT
+    write_timeout: float = limits.WRITE_TIMEOUT
+    hook_timeout: float = limits.HOOK_TIMEOUT
+    min_body_rate: int = limits.MIN_BODY_RATE
+    backlog: int = 1024
+    debug: TraceWriter | None = None
+    error_logger: logging.Logger | None = None
+
+    def __post_init__(self) -> None:
+        if not (is_domain(self.domain) or is_address_literal(self.domain)):
+            raise ConfigurationError(f"domain is no domain name or address literal: {self.domain!r}")
+        if self.bare_newlines not in ("reject", "normalize", "keep"):
+            raise ConfigurationError(f"bare_newlines is reject, normalize or keep, not {self.bare_newlines!r}")
+        for name in (
+            "max_message_bytes",
+            "max_recipients",
+            "max_errors",
+            "max_connections",
+            "max_connections_per_address",
+            "min_body_rate",
+            "read_timeout",
+            "write_timeout",
+            "hook_timeout",
+        ):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} is negative")
+        if self.backlog < 1:
+            raise ConfigurationError("backlog is less than 1")
+        if self.addr:
+            split_addr(self.addr)
+
+
+def split_addr(addr: str) -> tuple[str, int]:
+    """ "host:port" as (host, port); the host may be empty (all interfaces) or bracketed IPv6.
+
+    Raises:
+        ConfigurationError: no colon, or no port number.
+    """
+    host, colon, port = addr.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ConfigurationError(f"no host:port: {addr!r}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigurationError(f"an IPv6 address goes in brackets: {addr!r}")
+    return host, int(port)

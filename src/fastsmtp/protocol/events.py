@@ -1,0 +1,78 @@
+"""What the server's protocol tells its shell.
+
+Each event but `Answered` and an unfinished `Body` waits for exactly one `ServerProtocol.reply`.  They are made once per command on
+the hot path; a frozen dataclass costs 0.4 us more per event, so these are slotted but not frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from ..extensions import MailParams, RcptParams
+from ..reply import Reply
+
+__all__ = ["ANSWERED", "RESET", "Answered", "Body", "Event", "Hello", "MailFrom", "RcptTo", "Reset", "Verify"]
+
+
+@dataclass(slots=True)
+class Hello:
+    """HELO, EHLO or LHLO with an acceptable name; `again` when a greeting was accepted before (it is then also a RSET)."""
+
+    verb: str
+    name: str
+    again: bool
+
+
+@dataclass(slots=True)
+class MailFrom:
+    """MAIL: the reverse-path's mailbox ("" for the null reverse-path) and its parameters."""
+
+    sender: str
+    params: MailParams
+
+
+@dataclass(slots=True)
+class RcptTo:
+    """RCPT: the forward-path's mailbox and its parameters."""
+
+    recipient: str
+    params: RcptParams
+
+
+@dataclass(slots=True)
+class Body:
+    """A piece of the message.
+
+    Attributes:
+        payload: its octets, CR LF kept, dots removed.
+        ended: the message is whole, or its refused rest is consumed: answer it.
+        refusal: why the message is refused; set as soon as that is known, and then payload is empty.
+    """
+
+    payload: bytes
+    ended: bool
+    refusal: Reply | None
+
+
+@dataclass(slots=True)
+class Reset:
+    """RSET."""
+
+
+@dataclass(slots=True)
+class Verify:
+    """VRFY with its argument."""
+
+    argument: str
+
+
+@dataclass(slots=True)
+class Answered:
+    """A command that the protocol answered itself, refused ones among them; nothing to do."""
+
+
+RESET: Final = Reset()
+ANSWERED: Final = Answered()
+
+Event: TypeAlias = Hello | MailFrom | RcptTo | Body | Reset | Verify | Answered

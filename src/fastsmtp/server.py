@@ -1,0 +1,288 @@
+"""The asyncio server: listeners, limits, patience and the way to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from .connection import Conn
+from .counters import Counters
+from .hooks import HookRunner
+from .options import ServerOptions, split_addr
+from .protocol import ServerProfile
+from .reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS, Reply
+from .session import Backend
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Server"]
+
+_LONGEST_TICK: Final = 1.0
+_SHORTEST_TICK: Final = 0.005
+
+
+@dataclass(slots=True)
+class _Listener:
+    server: asyncio.Server
+    unlink: str | None
+
+
+class Server:
+    """An SMTP or LMTP server.
+
+        async with Server(DefaultBackend(MySession), addr="127.0.0.1:2525"):
+            ...
+
+    Args:
+        backend: gives each connection its session.
+        options: a ready `ServerOptions`; or its fields as keyword arguments, never both.
+
+    Raises:
+        ConfigurationError: an option is impossible.
+    """
+
+    def __init__(self, backend: Backend, *, options: ServerOptions | None = None, **fields: Any) -> None:
+        if options is not None and fields:
+            raise TypeError("give options, or its fields, not both")
+        self.backend: Final = backend
+        self.options: Final = options if options is not None else ServerOptions(**fields)
+        self.profile: Final = ServerProfile(self.options)
+        self.session_on_connect: Final = bool(getattr(backend, "session_on_connect", False))
+        self.logger: Final = self.options.error_logger or logging.getLogger("fastsmtp")
+        self.counters: Final = Counters()
+        self.hooks: Final = HookRunner(self.logger, self.counters)
+        self.now: float = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[_Listener] = []
+        self._conns: dict[Conn, str] = {}  # with the key of `_per_address`
+        self._per_address: dict[str, int] = {}
+        self._ticker: asyncio.TimerHandle | None = None
+        self.stopping = False
+        self._closed: asyncio.Event | None = None
+        self._empty: asyncio.Event | None = None
+        timeouts = (self.options.read_timeout, self.options.write_timeout, self.options.hook_timeout)
+        shortest = min((each for each in timeouts if each), default=_LONGEST_TICK)
+        self._tick = min(_LONGEST_TICK, max(_SHORTEST_TICK, shortest / 4))
+
+    # Starting
+
+    async def start(self) -> None:
+        """Listen on `addr` and `unix_socket` of the options, and return.
+
+        Raises:
+            OSError: an address cannot be listened on; nothing is left open then.
+        """
+        try:
+            if self.options.addr:
+                await self.listen(self.options.addr)
+            if self.options.unix_socket is not None:
+                await self.listen(unix_socket=self.options.unix_socket)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def listen(
+        self,
+        addr: str | None = None,
+        *,
+        unix_socket: str | os.PathLike[str] | None = None,
+        sock: socket.socket | None = None,
+    ) -> None:
+        """Add one listener: an address, a Unix socket's path, or a socket that is bound already.
+
+        Raises:
+            ConfigurationError: `addr` is no "host:port".
+            OSError: it cannot be listened on.
+            TypeError: not exactly one of the three is given.
+            RuntimeError: the server is stopped.
+        """
+        if sum(each is not None for each in (addr, unix_socket, sock)) != 1:
+            raise TypeError("give one of addr, unix_socket and sock")
+        if self.stopping:
+            raise RuntimeError("the server is stopped")
+        loop = self._loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        if self._closed is None:
+            self._closed = asyncio.Event()
+            self._empty = asyncio.Event()
+        unlink = None
+        backlog = self.options.backlog
+
+        def make() -> Conn:
+            return Conn(self, loop)
+
+        if addr is not None:
+            host, port = split_addr(addr)
+            server = await loop.create_server(make, host or None, port, backlog=backlog)
+        elif unix_socket is not None:
+            unlink = os.fspath(unix_socket)
+            server = await loop.create_unix_server(make, unlink, backlog=backlog)
+        elif sock is not None:
+            unix = sock.family == getattr(socket, "AF_UNIX", None)
+            create: Callable[..., Any] = loop.create_unix_server if unix else loop.create_server
+            server = await create(make, sock=sock, backlog=backlog)
+        else:
+            raise AssertionError("one of the three is given")
+        self._listeners.append(_Listener(server, unlink))
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve on a ready-made listening socket until the server is closed."""
+        await self.listen(sock=sock)
+        await self.wait_closed()
+
+    async def listen_and_serve(self) -> None:
+        """Listen on the options' addresses and serve until the server is closed."""
+        await self.start()
+        await self.wait_closed()
+
+    async def serve_forever(self) -> None:
+        """Serve until closed or cancelled; starts first if that was not done.  Cancelled, it closes the server."""
+        if not self._listeners:
+            await self.start()
+        try:
+            await self.wait_closed()
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """The listening sockets."""
+        return tuple(sock for listener in self._listeners for sock in listener.server.sockets)
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP listener.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        for sock in self.sockets:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                port: int = sock.getsockname()[1]
+                return port
+        raise RuntimeError("no TCP listener")
+
+    # Stopping
+
+    async def shutdown(self, timeout: float | None = 30.0) -> None:
+        """Stop gently.
+
+        No new connections; idle ones get 421; a message whose end has arrived is finished and answered, one that still
+        arrives may do so; after `timeout` seconds (None: no end) the rest is dropped.
+        """
+        self._stop_listening()
+        for conn in tuple(self._conns):
+            conn.shut_down()
+        if self._conns and self._empty is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop at once: listeners and connections are dropped, hooks cancelled.  May be called any time, and again."""
+        self._stop_listening()
+        for conn in tuple(self._conns):
+            conn.abort()
+        if self._conns and self._empty is not None:
+            await self._empty.wait()
+        for listener in self._listeners:
+            await listener.server.wait_closed()
+            if listener.unlink is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(listener.unlink)
+        self._listeners.clear()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        if self._closed is not None:
+            self._closed.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has been closed."""
+        if self._closed is not None:
+            await self._closed.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self.shutdown()
+        else:
+            await self.close()
+
+    def _stop_listening(self) -> None:
+        self.stopping = True
+        for listener in self._listeners:
+            listener.server.close()
+
+    # Connections
+
+    def for_each_conn(self, callback: Callable[[Conn], object]) -> None:
+        """Call back with each connection that is open now."""
+        for conn in tuple(self._conns):
+            callback(conn)
+
+    def attach(self, conn: Conn) -> Reply | None:
+        """Count a new connection; a reply refuses it.  For connections."""
+        self.counters.connections += 1
+        self.counters.connections_total += 1
+        options = self.options
+        key = ""
+        if options.max_connections_per_address:
+            key = _host(conn)
+            self._per_address[key] = self._per_address.get(key, 0) + 1
+        self._conns[conn] = key
+        if self._ticker is None:
+            self._sweep()
+        if self._empty is not None:
+            self._empty.clear()
+        if self.stopping:
+            return SHUTTING_DOWN
+        if len(self._conns) > options.max_connections > 0:
+            return TOO_MANY_CONNECTIONS
+        if key and self._per_address[key] > options.max_connections_per_address:
+            return TOO_MANY_CONNECTIONS
+        return None
+
+    def detach(self, conn: Conn) -> None:
+        """Forget a connection that is lost and whose hooks have ended.  For connections."""
+        key = self._conns.pop(conn, None)
+        if key is None:
+            return
+        self.counters.connections -= 1
+        if key:
+            self._per_address[key] -= 1
+            if not self._per_address[key]:
+                del self._per_address[key]
+        if not self._conns and self._empty is not None:
+            self._empty.set()
+
+    def _sweep(self) -> None:
+        """Look at every connection's deadline: 60 ns each and once a second, where a timer per command would cost 1 us each."""
+        loop = self._loop
+        assert loop is not None
+        now = self.now = loop.time()
+        self._ticker = None
+        for conn in [conn for conn in self._conns if conn.deadline <= now]:
+            conn.timed_out()
+        if self._conns:
+            self._ticker = loop.call_later(self._tick, self._sweep)
+
+
+def _host(conn: Conn) -> str:
+    address = conn.remote_addr
+    return str(address[0]) if isinstance(address, tuple) else "unix"
