@@ -138,7 +138,7 @@ def test_order(tmp_path: Path, sync: Any, count: int, monkeypatch: pytest.Monkey
             assert kinds[-count - 1 :] == ["dirsync", *["answer"] * count]
             assert kinds[-2 * count - 1 : -count - 1] == ["rename"] * count
             assert kinds[-2 * count - 2] == sync
-            # The first message's name was synced before its answer: by the directory's own sync, or by the next group's syncfs.
+            # The first message's name was synced before its answer: by the directory's sync or the next group's syncfs.
             alone = [what for what, each in files.calls if each in ("", first.result()) and what != "close"]
             if sync == "fsync":
                 assert alone == ["fsync", "rename", "dirsync", "answer", "dirsync"]

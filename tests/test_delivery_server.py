@@ -67,7 +67,8 @@ def test_maildir(tmp_path: Path) -> None:
     for message in messages:
         assert message.endswith(body)
         assert message.startswith(
-            b"Return-Path: <a@client.example>\r\nReceived: from client.example ([127.0.0.1])\r\n\tby mx.example with ESMTP"
+            b"Return-Path: <a@client.example>\r\n"
+            b"Received: from client.example ([127.0.0.1])\r\n\tby mx.example with ESMTP"
         )
     assert b"\tfor <b@mx.example>;\r\n" in messages[0]
     assert b"\tfor " not in messages[1]

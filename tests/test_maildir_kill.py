@@ -1,7 +1,7 @@
 """kill -9 at any moment: what was answered 250 is in the Maildir, whole; nothing half is there.
 
-Each round starts a server, loads it over several connections and kills it at a random acknowledgement.  FASTSMTP_KILLS sets the
-number of rounds.
+Each round starts a server, loads it over several connections and kills it at a random acknowledgement.
+FASTSMTP_KILLS sets the number of rounds.
 """
 
 from __future__ import annotations
@@ -53,32 +53,35 @@ class Load:
             return self._next
 
     def _deliver(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            with socket.create_connection(("127.0.0.1", self.port), 30) as sock, sock.makefile("rb") as replies:
+        with (
+            contextlib.suppress(OSError, EOFError),
+            socket.create_connection(("127.0.0.1", self.port), 30) as sock,
+            sock.makefile("rb") as replies,
+        ):
 
-                def expect(code: bytes) -> None:
-                    while True:
-                        line = replies.readline()
-                        if not line.endswith(b"\n"):
-                            raise EOFError
-                        assert line.startswith(code), line
-                        if line[3:4] == b" ":
-                            return
-
-                expect(b"220")
-                sock.sendall(b"EHLO client.example\r\n")
-                expect(b"250")
+            def expect(code: bytes) -> None:
                 while True:
-                    number = self._number()
-                    sock.sendall(b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@server.example>\r\nDATA\r\n")
-                    for code in (b"250", b"250", b"354"):
-                        expect(code)
-                    sock.sendall(_body(number) + b".\r\n")
-                    expect(b"250")
-                    with self._lock:
-                        self.acknowledged.append(number)
-                        if len(self.acknowledged) >= self._target:
-                            self.enough.set()
+                    line = replies.readline()
+                    if not line.endswith(b"\n"):
+                        raise EOFError
+                    assert line.startswith(code), line
+                    if line[3:4] == b" ":
+                        return
+
+            expect(b"220")
+            sock.sendall(b"EHLO client.example\r\n")
+            expect(b"250")
+            while True:
+                number = self._number()
+                sock.sendall(b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@server.example>\r\nDATA\r\n")
+                for code in (b"250", b"250", b"354"):
+                    expect(code)
+                sock.sendall(_body(number) + b".\r\n")
+                expect(b"250")
+                with self._lock:
+                    self.acknowledged.append(number)
+                    if len(self.acknowledged) >= self._target:
+                        self.enough.set()
 
     def join(self) -> int:
         """Wait for the clients; returns the last number given out."""

@@ -1,7 +1,7 @@
 """Delivery into a Maildir: one file for each message, durable before the 250.
 
-A Maildir is a directory with the directories `tmp`, `new` and `cur`.  A message is written into `tmp` under a unique name, made
-durable and then renamed into `new`, where a reader finds it whole or not at all.  Several processes on any
+A Maildir is a directory with the directories `tmp`, `new` and `cur`.  A message is written into `tmp` under a unique
+name, made durable and then renamed into `new`, where a reader finds it whole or not at all.  Several processes on any
 number of machines may deliver into one Maildir without locks.
 
 How messages that wait together share their syncs is told in `fastsmtp.delivery._groupsync`.
@@ -63,10 +63,10 @@ class Maildir:
         hostname: the name of this machine in file names; None asks the system.
         line_end: "crlf" keeps messages as they were sent, "lf" stores Unix line ends, which some readers want.
         size_in_name: add ",S=octets" to names, which Dovecot and Courier read instead of asking for the size.
-        sync: how groups are made durable.  "fsync" syncs each file; "syncfs" the whole file system in one call, which is quicker
-            the more files wait, and slower when other programs write much to it; "auto" decides by the size of the group and by
-            how long the last one took.  Where syncfs(2) hides errors (other than ext4 and xfs, Linux before 5.8), each file is
-            synced in any case.
+        sync: how groups are made durable.  "fsync" syncs each file; "syncfs" the whole file system in one call, which
+            is quicker the more files wait, and slower when other programs write much to it; "auto" decides by the size
+            of the group and by how long the last one took.  Where syncfs(2) may hide errors (file systems other than
+            ext4 and xfs, Linux before 5.8), each file is synced in any case.
         logger: what logs failures; "fastsmtp.maildir" by default.
         files: the system calls, for tests.
 
@@ -163,7 +163,7 @@ class Maildir:
             name: a `unique_name` that was put into the header already.
 
         Raises:
-            SMTPError: 452 4.3.1 when the disk or a quota is full, 451 4.3.0 for any other failure; nothing is left behind.
+            SMTPError: 452 4.3.1 when the disk or a quota is full, 451 4.3.0 for any other failure; nothing is left.
         """
         if len(parts) > PARTS:
             parts = [b"".join(parts)]
@@ -342,7 +342,11 @@ class MaildirSession(DefaultSession):
         self._maildir = maildir
         self._domain = domain
         self._authenticated = authenticated
-        self._trace: tuple[tuple[object, ...], str, str] | None = None
+        self._trace: tuple[tuple[str, bool], str, str] | None = None
+
+    def helo(self, name: str) -> None:
+        """A new greeting, perhaps within TLS now: the trace header says something else."""
+        self._trace = None
 
     async def data(self, reader: DataReader, context: DataContext) -> Reply | None:
         """Store the message; 250 says that it will survive a loss of power."""
@@ -372,11 +376,11 @@ class MaildirSession(DefaultSession):
             writer.abort()
 
     def _head(self, name: str, context: DataContext) -> bytes:
-        state = context.state
         smtputf8 = context.mail_params.smtputf8
-        key = (context.helo, state.remote_addr, state.protocol, state.tls is None, smtputf8)
+        key = (context.helo, smtputf8)
         trace = self._trace
         if trace is None or trace[0] != key:
+            state = context.state
             protocol = with_clause(
                 state.protocol, tls=state.tls is not None, authenticated=self._authenticated, smtputf8=smtputf8
             )

@@ -16,8 +16,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: CR LF becomes LF; tabs and line feeds stay; other control characters, and those that turn the
-    writing direction, become visible escapes such as ``\\x1b``."""
+    """`text` for a terminal: CR LF becomes LF, tabs and line feeds stay.
+
+    Other control characters, and those that turn the writing direction, become visible escapes such as ``\\x1b``.
+    """
     return _CONTROL.sub(_escape, text).replace("\r\n", "\n")
 
 

@@ -1,7 +1,7 @@
 """The header lines that a server adds to a message it takes (RFC 5321 4.4).
 
-Everything a peer sent is checked against the grammar of the place it goes to, and put into a quoted comment where it does not fit:
-no peer can end a line, add a field, or break a parser with its name.
+Everything a peer sent is checked against the grammar of the place it goes to, and put into a quoted comment where it
+does not fit: no peer can end a line, add a field, or break a parser with its name.
 """
 
 from __future__ import annotations
