@@ -12,14 +12,13 @@ import os
 import sys
 import tempfile
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
 def compiler_works() -> bool:
     """Compile one line that includes Python.h, as the extension will."""
-    command = build_ext(setup_less := __import__("setuptools").Distribution())
-    del setup_less
+    command = build_ext(Distribution())
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "probe.c")
         with open(source, "w") as file:

@@ -2,10 +2,10 @@
 
     python bench/maildir_commit.py [--dir DIR] [--messages N] [--size OCTETS]
 
-Everything is written below DIR (default: a directory beside the current one's files, so on a real disk, not in /tmp
-when that is memory) and removed at the end, not in between: ext4 does not reuse an inode within minutes of its
-deletion, and looking past thousands of them makes each new file up to fifty times as expensive.
-CPU is user and system time of this process; the kernel's own threads are not in it.
+Everything is written below DIR (default: the current directory; it must be on a real disk) and removed at the end, not
+in between: ext4 does not reuse an inode within minutes of its deletion, and looking past thousands of them makes each
+new file up to fifty times as expensive.  So wait five minutes between two runs, or give each a DIR in another block
+group (`chattr +T` on its parent spreads them).  CPU is user and system time of this process, without kernel threads.
 """
 
 from __future__ import annotations

@@ -313,6 +313,7 @@ class DotDecoder:
             else:
                 head = b"\r"
                 self.bare_cr = True
+                self._at_line = False
             held = b""
         if not held and self._at_line and chunk.startswith(b".", start):
             held = b"."

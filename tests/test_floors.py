@@ -1,0 +1,96 @@
+"""The house: a module imports only from floors below it, or from a room listed before it on its own floor."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import fastsmtp
+
+SOURCE = pathlib.Path(fastsmtp.__file__).parent
+
+# Rooms by floor, each floor in the order in which its rooms may import each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("_version", "limits", "_vocabulary", "errors"),
+    ("_textproto", "_textproto_py", "_twin", "_mimeheader", "_textio", "textproto"),
+    ("reply", "address", "options", "extensions", "sasl"),
+    ("protocol",),
+    ("session",),
+    ("counters", "hooks", "reception", "connection", "server"),
+    ("delivery",),
+    ("_send", "_serve", "cli", "__main__"),
+)
+PLACES = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)
+
+
+def room_of(path: pathlib.Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The rooms that a file imports when it runs."""
+    package = ("fastsmtp", *path.relative_to(SOURCE).parts[:-1])
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if is_type_checking(node):
+            assert isinstance(node, ast.If)
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fastsmtp."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            target = (*base, *(node.module or "").split(".")) if node.module else base
+            if target[:1] == ("fastsmtp",):
+                found.update((target[1],) if len(target) > 1 else (alias.name for alias in node.names))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_arrows_point_down(path: pathlib.Path) -> None:
+    room = room_of(path)
+    assert room in PLACES, f"{room} is in no floor of this table: which one does it belong to?"
+    for target in imports(path) - {room}:
+        assert target in PLACES, f"{room} imports {target}, which is in no floor of this table"
+        assert PLACES[target] < PLACES[room], f"{room} imports {target}, which is not below it"
+
+
+def test_the_checker_sees_imports() -> None:
+    assert {"protocol", "session", "limits"} <= imports(SOURCE / "connection.py")
+    assert "server" not in imports(SOURCE / "connection.py")  # only for type checkers
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_low_floors_load_no_io() -> None:
+    rooms = [room for floor in FLOORS[:4] for room in floor if room != "_textproto"]
+    names = ", ".join(f"'fastsmtp.{room}'" for room in rooms if (SOURCE / f"{room}.py").exists() or (SOURCE / room).is_dir())
+    run(
+        f"import importlib, sys\nfor name in ({names},): importlib.import_module(name)\n"
+        "loaded = {'asyncio', 'socket', 'ssl'} & set(sys.modules)\nassert not loaded, loaded"
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__main__.py"], ids=lambda path: str(path.relative_to(SOURCE)))
+def test_every_module_can_be_imported_alone(path: pathlib.Path) -> None:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    name = ".".join(("fastsmtp", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+    run(f"import {name}")
