@@ -560,10 +560,13 @@ class Conn(asyncio.Protocol):
         if self._core.quit or self._eof or not self._transport.can_write_eof():
             self._transport.close()
             return
-        self._transport.write_eof()
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        try:
+            self._transport.write_eof()
+            if self._reading_paused:
+                self._reading_paused = False
+                self._transport.resume_reading()
+        except (OSError, RuntimeError):  # it is gone, which we will be told in a moment
+            self._transport.close()
 
     def _trace(self, who: str, octets: bytes) -> None:
         debug = self._server.options.debug
