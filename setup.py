@@ -28,7 +28,7 @@ def compiler_works() -> bool:
         try:
             command.ensure_finalized()
             command.run()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no compiler that works
             print(f"fastsmtp: no working C compiler, building pure Python ({error})", file=sys.stderr)
             return False
     return True

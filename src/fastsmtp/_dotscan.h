@@ -159,39 +159,6 @@ typedef struct {
     int strip;       /* CR LF becomes LF */
 } fs_dot;
 
-/* Ordinary text: go on as long as no line begins with a dot and each CR is followed by a LF, and conversely.
- * Both neighbours of an octet come from a second and third load, which costs less than to shift masks. */
-static void fs_dot_skip(fs_dot *dot)
-{
-    const uint8_t *text = dot->text;
-    size_t size = dot->size, i = dot->position;
-    fs_vec high = fs_none(), nul = fs_none();
-
-    for (; size - i > FS_BLOCK; i += FS_BLOCK) {
-        fs_vec unusual = fs_none();
-        fs_vec block_high = fs_none(), block_nul = fs_none();
-        int k;
-        for (k = 0; k < FS_BLOCK; k += FS_WIDTH) {
-            fs_vec here = fs_load(text + i + k);
-            fs_vec lf = fs_equal(here, '\n');
-            fs_vec cr_before = fs_equal(fs_load(text + i + k - 1), '\r');
-            fs_vec dot_behind = fs_equal(fs_load(text + i + k + 1), '.');
-            unusual = fs_or(unusual, fs_or(fs_xor(lf, cr_before), fs_and(lf, dot_behind)));
-            block_nul = fs_or(block_nul, fs_equal(here, 0));
-            block_high = fs_or(block_high, here);
-        }
-        if (fs_any(unusual))
-            break;
-        nul = fs_or(nul, block_nul);
-        high = fs_or(high, block_high);
-    }
-    dot->position = i;
-    if (fs_any(nul))
-        dot->flags |= FS_NUL;
-    if (fs_any_high(high))
-        dot->flags |= FS_8BIT;
-}
-
 /* Copy text[taken:upto].  Lines are short: a few wide stores, which may run over the end, beat a call. */
 FS_INLINE void fs_dot_take(fs_dot *dot, size_t upto)
 {
@@ -222,91 +189,167 @@ static unsigned fs_octet_flags(const uint8_t *p, size_t count)
     return (high & 0x80 ? FS_8BIT : 0) | (nul ? FS_NUL : 0);
 }
 
-/* Decode text[position:size].
- *
- * The text begins within a line, or at a line that begins with no dot; it does not end in CR, nor in a dot, or dot and
- * CR, that begins a line.  Returns 1 when done: the payload is what has been written to out, or text[:taken] as
- * long as out is NULL.  Returns 0 when it needs out, room for the whole text and FS_SLACK more; call it again then. */
-static int fs_dot_decode(fs_dot *dot)
+/* What a CR LF at text[lf - 1:lf + 1] asks for, besides to go on. */
+enum { FS_GO_ON, FS_ENDED, FS_NEEDS_OUT };
+
+/* The line behind the LF at `lf` begins with a dot: remove it, or see the end.  Two octets follow the dot, or one that is
+ * no CR: the caller holds back what is less. */
+FS_INLINE int fs_dot_stuffed(fs_dot *dot, size_t lf)
+{
+    const uint8_t *behind = dot->text + lf + 2;
+    if (behind[0] == '\r' && behind[1] == '\n') {
+        if (dot->out)
+            fs_dot_take(dot, lf + 1);
+        dot->taken = lf + 1;
+        dot->end = lf + 4;
+        return FS_ENDED;
+    }
+    if (!dot->out)
+        return FS_NEEDS_OUT;
+    fs_dot_take(dot, lf + 1);
+    dot->taken = lf + 2;
+    return FS_GO_ON;
+}
+
+/* The CR LF whose LF is at `lf` becomes LF. */
+FS_INLINE int fs_dot_strip(fs_dot *dot, size_t lf)
+{
+    if (!dot->out)
+        return FS_NEEDS_OUT;
+    fs_dot_take(dot, lf - 1);
+    dot->taken = lf;
+    return FS_GO_ON;
+}
+
+/* Blocks whose CR and LF are all in pairs, which are most.  The neighbours of an octet come from a second and a third
+ * load; that costs less than to make masks and shift them. */
+FS_INLINE int fs_dot_paired(fs_dot *dot, const int strip)
 {
     const uint8_t *text = dot->text;
     const size_t size = dot->size;
+    size_t base = dot->position;
+    fs_vec high = fs_none(), nul = fs_none();
+    int state = FS_GO_ON;
 
-    while (dot->position < size) {
-        const size_t base = dot->position;
-        const size_t left = size - base;
-        const uint8_t *p = text + base;
-        uint8_t padded[FS_BLOCK];
-        uint64_t cr = 0, lf = 0, dots = 0, valid = ~(uint64_t)0;
-        uint64_t after_cr, pairs, begins, bare_cr, bare_lf, events;
-        fs_vec high = fs_none(), nul = fs_none();
+    for (; size - base > FS_BLOCK; base += FS_BLOCK) {
+        fs_vec odd = fs_none(), block_high = fs_none(), block_nul = fs_none();
+        fs_vec events[FS_BLOCK / FS_WIDTH], any_event = fs_none(); /* LF, or LF and a dot behind it */
         int k;
-
-        if (left < FS_BLOCK) {
-            memset(padded, ' ', FS_BLOCK);
-            memcpy(padded, p, left);
-            p = padded;
-            valid = ((uint64_t)1 << left) - 1;
-        }
         for (k = 0; k < FS_BLOCK; k += FS_WIDTH) {
-            fs_vec here = fs_load(p + k);
-            cr |= fs_bits(fs_equal(here, '\r')) << k;
-            lf |= fs_bits(fs_equal(here, '\n')) << k;
-            dots |= fs_bits(fs_equal(here, '.')) << k;
-            nul = fs_or(nul, fs_equal(here, 0));
-            high = fs_or(high, here);
+            fs_vec here = fs_load(text + base + k);
+            fs_vec lf = fs_equal(here, '\n');
+            odd = fs_or(odd, fs_xor(lf, fs_equal(fs_load(text + base + k - 1), '\r')));
+            if (!strip)
+                lf = fs_and(lf, fs_equal(fs_load(text + base + k + 1), '.'));
+            events[k / FS_WIDTH] = lf;
+            any_event = fs_or(any_event, lf);
+            block_nul = fs_or(block_nul, fs_equal(here, 0));
+            block_high = fs_or(block_high, here);
         }
-        after_cr = cr << 1 | (base > 0 && text[base - 1] == '\r');
-        pairs = lf & after_cr;
-        begins = pairs << 1 | (base > 1 && text[base - 1] == '\n' && text[base - 2] == '\r');
-        bare_lf = lf & ~after_cr;
-        bare_cr = after_cr & ~lf & valid;
-        dots &= begins;
-        events = dot->strip ? dots | pairs : dots;
+        if (fs_any(odd))
+            break;
+        if (fs_any(any_event)) {
+            uint64_t bits = 0;
+            for (k = 0; k < FS_BLOCK; k += FS_WIDTH)
+                bits |= fs_bits(events[k / FS_WIDTH]) << k;
+            for (; bits; bits &= bits - 1) {
+                const size_t lf = base + fs_lowest(bits);
+                if (strip)
+                    state = fs_dot_strip(dot, lf);
+                if (state == FS_GO_ON && (!strip || text[lf + 1] == '.'))
+                    state = fs_dot_stuffed(dot, lf);
+                if (state == FS_ENDED)
+                    dot->flags |= fs_octet_flags(text + base, lf - base);
+                if (state != FS_GO_ON)
+                    goto done;
+            }
+        }
+        nul = fs_or(nul, block_nul);
+        high = fs_or(high, block_high);
+    }
+done:
+    dot->position = base;
+    if (fs_any(nul))
+        dot->flags |= FS_NUL;
+    if (fs_any_high(high))
+        dot->flags |= FS_8BIT;
+    return state;
+}
 
-        while (events) {
-            const unsigned bit = fs_lowest(events);
-            const size_t at = base + bit;
-            if (dots >> bit & 1) {
-                if (text[at + 1] == '\r' && text[at + 2] == '\n') {
-                    const uint64_t before = ((uint64_t)1 << bit) - 1;
-                    dot->flags |= fs_octet_flags(text + base, bit);
-                    if (bare_cr & before)
-                        dot->flags |= FS_BARE_CR;
-                    if (bare_lf & before)
-                        dot->flags |= FS_BARE_LF;
-                    if (dot->out)
-                        fs_dot_take(dot, at);
-                    dot->taken = at;
-                    dot->end = at + 3;
-                    return 1;
-                }
-                if (!dot->out)
-                    return 0;
-                fs_dot_take(dot, at);
-                dot->taken = at + 1;
+/* One block of any kind, the last of a text included. */
+static int fs_dot_block(fs_dot *dot)
+{
+    const uint8_t *text = dot->text;
+    const size_t base = dot->position;
+    const size_t left = dot->size - base;
+    const uint8_t *p = text + base;
+    uint8_t padded[FS_BLOCK];
+    uint64_t cr = 0, lf = 0, dots = 0, valid = ~(uint64_t)0;
+    uint64_t after_cr, pairs, bare_cr, bare_lf, events;
+    fs_vec high = fs_none(), nul = fs_none();
+    int k;
+
+    if (left < FS_BLOCK) {
+        memset(padded, ' ', FS_BLOCK);
+        memcpy(padded, p, left);
+        p = padded;
+        valid = ((uint64_t)1 << left) - 1;
+    }
+    for (k = 0; k < FS_BLOCK; k += FS_WIDTH) {
+        fs_vec here = fs_load(p + k);
+        cr |= fs_bits(fs_equal(here, '\r')) << k;
+        lf |= fs_bits(fs_equal(here, '\n')) << k;
+        dots |= fs_bits(fs_equal(here, '.')) << k;
+        nul = fs_or(nul, fs_equal(here, 0));
+        high = fs_or(high, here);
+    }
+    after_cr = cr << 1 | (base > 0 && text[base - 1] == '\r');
+    pairs = lf & after_cr;
+    bare_lf = lf & ~after_cr;
+    bare_cr = after_cr & ~lf & valid;
+    dots = pairs & (dots >> 1 | (uint64_t)(left > FS_BLOCK && p[FS_BLOCK] == '.') << 63);
+
+    for (events = dot->strip ? pairs : dots; events; events &= events - 1) {
+        const unsigned bit = fs_lowest(events);
+        const size_t at = base + bit;
+        if (dot->strip && fs_dot_strip(dot, at) != FS_GO_ON)
+            return FS_NEEDS_OUT;
+        if (dots >> bit & 1) {
+            const int state = fs_dot_stuffed(dot, at);
+            if (state == FS_ENDED) {
+                const uint64_t before = ((uint64_t)1 << bit) - 1;
+                dot->flags |= fs_octet_flags(text + base, bit);
+                dot->flags |= (bare_cr & before ? FS_BARE_CR : 0) | (bare_lf & before ? FS_BARE_LF : 0);
             }
-            else {
-                if (!dot->out)
-                    return 0;
-                fs_dot_take(dot, at - 1);
-                dot->taken = at;
-            }
-            events &= events - 1;
+            if (state != FS_GO_ON)
+                return state;
         }
-        if (bare_cr)
-            dot->flags |= FS_BARE_CR;
-        if (bare_lf)
-            dot->flags |= FS_BARE_LF;
-        if (fs_any(nul))
-            dot->flags |= FS_NUL;
-        if (fs_any_high(high))
-            dot->flags |= FS_8BIT;
-        dot->position = base + (left < FS_BLOCK ? left : FS_BLOCK);
+    }
+    dot->flags |= (bare_cr ? FS_BARE_CR : 0) | (bare_lf ? FS_BARE_LF : 0);
+    dot->flags |= (fs_any(nul) ? FS_NUL : 0) | (fs_any_high(high) ? FS_8BIT : 0);
+    dot->position = base + (left < FS_BLOCK ? left : FS_BLOCK);
+    return FS_GO_ON;
+}
+
+/* Decode text[position:size].
+ *
+ * The text begins within a line, or at a line that begins with no dot; it does not end in CR LF and a dot, or CR LF, a dot
+ * and CR; text[size] can be read.  Returns 1 when done: the payload is what has been written to out, or text[:taken] as
+ * long as out is NULL.  Returns 0 when it needs out, room for the whole text and FS_SLACK more; call it again then. */
+static int fs_dot_decode(fs_dot *dot)
+{
+    while (dot->position < dot->size) {
+        int state = FS_GO_ON;
+        if (dot->position > 0)
+            state = dot->strip ? fs_dot_paired(dot, 1) : fs_dot_paired(dot, 0);
+        if (state == FS_GO_ON)
+            state = fs_dot_block(dot);
+        if (state != FS_GO_ON)
+            return state == FS_ENDED;
     }
     if (dot->out)
-        fs_dot_take(dot, size);
-    dot->taken = size;
+        fs_dot_take(dot, dot->size);
+    dot->taken = dot->size;
     return 1;
 }
 

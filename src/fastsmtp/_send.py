@@ -54,7 +54,8 @@ def _connect(arguments: argparse.Namespace) -> smtplib.SMTP:
 
 def _message(arguments: argparse.Namespace, recipients: list[str]) -> bytes:
     if arguments.file == "-":
-        return sys.stdin.buffer.read()
+        standard_input: bytes = sys.stdin.buffer.read()
+        return standard_input
     if arguments.file:
         with open(arguments.file, "rb") as file:
             return file.read()

@@ -368,7 +368,7 @@ def _supervise(
             signal.set_wakeup_fd(-1)
             os.close(parent_write)
             code = _run_loop(arguments, options, groups[worker], loop_factory, board, worker, parent_read)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child ends here, whatever it was
             _LOG.exception("worker %d failed", worker)
         finally:
             sys.stdout.flush()

@@ -32,7 +32,7 @@ cdef extern from "Python.h":
 
 cdef extern from "_dotscan.h" nogil:
     enum:
-        FS_BARE_CR, FS_BARE_LF, FS_NUL, FS_8BIT, FS_SLACK, FS_BLOCK, FS_CONTROL, FS_EIGHT_BIT
+        FS_BARE_CR, FS_BARE_LF, FS_NUL, FS_8BIT, FS_SLACK, FS_CONTROL, FS_EIGHT_BIT
     ctypedef struct fs_dot:
         const uint8_t *text
         size_t size
@@ -42,9 +42,7 @@ cdef extern from "_dotscan.h" nogil:
         uint8_t *out
         unsigned flags
         int strip
-    void fs_dot_skip(fs_dot *dot)
     int fs_dot_decode(fs_dot *dot)
-    unsigned fs_octet_flags(const uint8_t *p, size_t count)
     unsigned fs_line_flags(const uint8_t *p, size_t count)
     uint64_t fs_verb_word(const uint8_t *p, size_t count)
 
@@ -483,6 +481,42 @@ cdef inline bint has_control(const uint8_t *text, Py_ssize_t size) noexcept nogi
     return False
 
 
+cdef str unfolded(const uint8_t *text, const uint8_t *limit):
+    """The value of several lines: each without surrounding white space, joined by one space; empty ones are left out."""
+    cdef uint8_t buffer[1024]
+    cdef uint8_t *out = buffer
+    cdef Py_ssize_t size = 0
+    cdef const uint8_t *end
+    cdef const uint8_t *following
+    if limit - text > <Py_ssize_t>sizeof(buffer):
+        out = <uint8_t *>malloc(limit - text)
+        if out == NULL:
+            raise MemoryError
+    try:
+        while text < limit:
+            end = find(text, c'\n', limit)
+            following = limit if end == NULL else end + 1
+            if end == NULL:
+                end = limit
+            elif end > text and (end - 1)[0] == c'\r':
+                end -= 1
+            while text < end and (text[0] == c' ' or text[0] == c'\t'):
+                text += 1
+            while end > text and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
+                end -= 1
+            if text < end:
+                if size:
+                    out[size] = c' '
+                    size += 1
+                memcpy(out + size, text, end - text)
+                size += end - text
+            text = following
+        return wire_text(out, size)
+    finally:
+        if out != buffer:
+            free(out)
+
+
 def parse_header_block(block, Py_ssize_t start=0, Py_ssize_t max_fields=1000, Py_ssize_t max_bytes=1048576):
     cdef const uint8_t *first
     cdef const uint8_t *line
@@ -491,14 +525,13 @@ def parse_header_block(block, Py_ssize_t start=0, Py_ssize_t max_fields=1000, Py
     cdef const uint8_t *following
     cdef const uint8_t *text
     cdef const uint8_t *colon
-    cdef const uint8_t *value = NULL
-    cdef Py_ssize_t value_size = 0
+    cdef const uint8_t *value = NULL      # of the field that is read
+    cdef const uint8_t *value_end = NULL
+    cdef bint folded = False
     cdef Py_ssize_t count = 0
-    cdef unsigned flags
     cdef bint blank = False
     cdef dict fields = {}
     cdef list values = None
-    cdef list parts = None
     check("block", block, start)
     line = <const uint8_t *>PyBytes_AS_STRING(block)
     limit = line + PyBytes_GET_SIZE(block)
@@ -532,7 +565,7 @@ def parse_header_block(block, Py_ssize_t start=0, Py_ssize_t max_fields=1000, Py
             if key is None:
                 raise HeaderError("header key is no token")
             if count:
-                values.append(wire_text(value, value_size) if parts is None else joined(parts))
+                values.append(unfolded(value, value_end) if folded else wire_text(value, value_end - value))
             count += 1
             values = fields.get(key)
             if values is None:
@@ -543,24 +576,17 @@ def parse_header_block(block, Py_ssize_t start=0, Py_ssize_t max_fields=1000, Py
             text += 1
         while end > text and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
             end -= 1
-        flags = fs_line_flags(text, end - text)
-        if flags & FS_CONTROL and has_control(text, end - text):
+        if fs_line_flags(text, end - text) & FS_CONTROL and has_control(text, end - text):
             raise HeaderError("control character in a header value")
         if colon != NULL:
             value = text
-            value_size = end - text
-            parts = None
-        elif text < end:
-            if parts is None:
-                parts = [value[:value_size]] if value_size else []
-            parts.append(text[:end - text])
+            folded = False
+        else:
+            folded = True
+        value_end = end
     if count:
-        values.append(wire_text(value, value_size) if parts is None else joined(parts))
+        values.append(unfolded(value, value_end) if folded else wire_text(value, value_end - value))
     return (line if blank else limit) - first + min(start, PyBytes_GET_SIZE(block)), fields
-
-
-cdef str joined(list parts):
-    return b" ".join(parts).decode("utf-8", "surrogateescape")
 
 
 # ---- dot-encoding ----
@@ -728,10 +754,6 @@ cdef class DotDecoder:
         dot.out = NULL
         dot.flags = self.flags
         dot.strip = not self.keep_crlf
-        if self.keep_crlf and size > FS_BLOCK and text[0] != c'\n':
-            dot.flags |= fs_octet_flags(text, 1)
-            dot.position = 1
-            fs_dot_skip(&dot)
         if fs_dot_decode(&dot):
             total = head_size + <Py_ssize_t>dot.taken
             if total == PyBytes_GET_SIZE(chunk) and not head_size:
