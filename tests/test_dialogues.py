@@ -70,8 +70,10 @@ def test_over_a_socket(dialogue: Dialogue, how: str, loop: Callable[[], asyncio.
             await reader.read()
             messages.append(reader.size)
 
+    options = ServerOptions(addr="127.0.0.1:0", **dialogue.options)  # type: ignore[arg-type]
+
     async def main() -> None:
-        async with Server(DefaultBackend(Recording), addr="127.0.0.1:0", **dialogue.options) as server:
+        async with Server(DefaultBackend(Recording), options=options) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             for step in dialogue.steps:
                 for piece in cut(step.sent, how):

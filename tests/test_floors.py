@@ -44,8 +44,8 @@ def imports(path: pathlib.Path) -> set[str]:
     def visit(node: ast.AST) -> None:
         if is_type_checking(node):
             assert isinstance(node, ast.If)
-            for child in node.orelse:
-                visit(child)
+            for other in node.orelse:
+                visit(other)
             return
         if isinstance(node, ast.Import):
             found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fastsmtp."))

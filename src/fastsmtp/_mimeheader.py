@@ -63,7 +63,7 @@ class MIMEHeader(dict[str, list[str]]):
         """The list of values of `key`, or `default`."""
         return super().get(canonical_mime_header_key(key), default)
 
-    def setdefault(self, key: str, default: list[str] | None = None) -> list[str]:  # type: ignore[override]
+    def setdefault(self, key: str, default: list[str] | None = None) -> list[str]:
         """The list of values of `key`; `default`, or a new list, becomes it when there is none."""
         return super().setdefault(canonical_mime_header_key(key), [] if default is None else default)
 

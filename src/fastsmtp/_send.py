@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import email.utils
+import os
 import smtplib
 import sys
 
@@ -18,36 +19,59 @@ def send(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"fastsmtp: cannot read the message: {error.strerror or error}", file=sys.stderr)
         return 1
-    failed = False
+    refused = 0
     try:
         with _connect(arguments) as client:
             client.ehlo_or_helo_if_needed()
             options = []
             if not all(map(str.isascii, (arguments.sender, *recipients))):
                 options.append("SMTPUTF8")
+                client.command_encoding = "utf-8"
             if not message.isascii() and client.has_extn("8bitmime"):
                 options.append("BODY=8BITMIME")
             for _ in range(arguments.count):
-                refused = client.sendmail(arguments.sender, recipients, message, mail_options=options)
-                for recipient, (code, text) in refused.items():
-                    failed = True
-                    print(f"fastsmtp: {recipient}: {code} {_safe(text)}", file=sys.stderr)
-    except smtplib.SMTPRecipientsRefused as error:
-        for recipient, (code, text) in error.recipients.items():
-            print(f"fastsmtp: {recipient}: {code} {_safe(text)}", file=sys.stderr)
-        return 1
+                refused += _transaction(client, arguments.sender, recipients, message, options)
     except smtplib.SMTPResponseException as error:
         print(f"fastsmtp: refused: {error.smtp_code} {_safe(error.smtp_error)}", file=sys.stderr)
         return 1
     except (OSError, smtplib.SMTPException) as error:
         print(f"fastsmtp: cannot send: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
-    return 1 if failed else 0
+    return 1 if refused else 0
+
+
+def _transaction(
+    client: smtplib.SMTP, sender: str, recipients: list[str], message: bytes, options: list[str]
+) -> int:
+    """Send one message; how many recipients were refused.  `smtplib.sendmail` knows one answer to a message, LMTP has one for each."""
+    code, text = client.mail(sender, options)
+    if code != 250:
+        raise smtplib.SMTPResponseException(code, text)
+    accepted = []
+    refused = 0
+    for recipient in recipients:
+        code, text = client.rcpt(recipient)
+        if code in (250, 251):
+            accepted.append(recipient)
+        else:
+            refused += 1
+            print(f"fastsmtp: {recipient}: {code} {_safe(text)}", file=sys.stderr)
+    if not accepted:
+        client.rset()
+        return refused
+    answers = [client.data(message)]
+    if isinstance(client, smtplib.LMTP):
+        answers += [client.getreply() for _ in accepted[1:]]
+    for recipient, (code, text) in zip(accepted, answers, strict=False):
+        if code != 250:
+            refused += 1
+            print(f"fastsmtp: {recipient}: {code} {_safe(text)}", file=sys.stderr)
+    return refused
 
 
 def _connect(arguments: argparse.Namespace) -> smtplib.SMTP:
     if arguments.unix:
-        return smtplib.LMTP(arguments.unix, timeout=arguments.timeout)
+        return smtplib.LMTP(os.path.abspath(arguments.unix), timeout=arguments.timeout)
     kind = smtplib.LMTP if arguments.lmtp else smtplib.SMTP
     return kind(arguments.host, arguments.port, timeout=arguments.timeout)
 
@@ -67,7 +91,8 @@ def _message(arguments: argparse.Namespace, recipients: list[str]) -> bytes:
         "Sent by fastsmtp send.\r\n"
     ).encode()
     line = b"x" * 76 + b"\r\n"
-    return head + line * (max(0, arguments.size - len(head)) // len(line))
+    size: int = arguments.size
+    return head + line * (max(0, size - len(head)) // len(line))
 
 
 def _safe(text: bytes | str) -> str:

@@ -3,7 +3,23 @@
 Results are builtins, exceptions come from `fastsmtp.errors`.  Nothing here knows policy, order or reply texts.
 """
 
-from typing import Final
+from typing import Final, final
+
+__all__ = [
+    "CONTROL",
+    "EIGHT_BIT",
+    "IMPLEMENTATION",
+    "NOT_UTF8",
+    "DotDecoder",
+    "DotEncoder",
+    "canonical_mime_header_key",
+    "encode_dot",
+    "encode_reply",
+    "find_line",
+    "parse_header_block",
+    "parse_response",
+    "scan_command",
+]
 
 IMPLEMENTATION: Final[str]  # "cython" or "pure"
 
@@ -58,6 +74,7 @@ def encode_dot(text: bytes) -> bytes:
     """Whole text, dot-encoded: each bare LF becomes CR LF, each line's leading dot is doubled, a missing last line end is
     added, then "." CR LF.  (A bare CR stays.)"""
 
+@final
 class DotDecoder:
     """Incremental decoder of dot-encoded data (RFC 5321 4.5.2).  Only CR LF "." CR LF, or "." CR LF first thing, ends it."""
 
@@ -78,10 +95,10 @@ class DotDecoder:
         After the end: raises ValueError.
         """
 
+@final
 class DotEncoder:
     """Incremental dot encoder; the same rules as encode_dot."""
 
-    def __init__(self) -> None: ...
     def feed(self, chunk: bytes) -> bytes: ...
     def finish(self) -> bytes:
         """The missing line end, if any, and "." CR LF.  The encoder is ready for another text afterwards."""

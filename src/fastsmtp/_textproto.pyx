@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
-# cython: freethreading_compatible=True
+# cython: auto_pickle=False, freethreading_compatible=True
 """The text protocol, compiled; its contract is `_textproto.pyi`.
 
 Octets are looked at through pointers, with `memchr` and the wide scans of `_dotscan.h`.  A function that
 takes `bytes` keeps a reference to it for as long as it holds a pointer into it.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
@@ -656,11 +657,12 @@ def encode_dot(text):
     return encode_text(text, &at_line, &after_cr, True)
 
 
+@cython.final
 cdef class DotEncoder:
     cdef bint at_line
     cdef bint after_cr
 
-    def __init__(self):
+    def __cinit__(self):
         self.at_line = True
         self.after_cr = False
 
@@ -682,6 +684,7 @@ cdef enum Held:
     DOT_CR  # likewise
 
 
+@cython.final
 cdef class DotDecoder:
     cdef readonly bint keep_crlf
     cdef readonly bint ended

@@ -7,8 +7,10 @@ backtrack); no loop here runs once per octet.
 from __future__ import annotations
 
 import re
+from io import IncrementalNewlineDecoder
+from operator import attrgetter
 from sys import intern
-from typing import Final, Never
+from typing import Final, Never, final
 
 from . import limits
 from ._vocabulary import HEADER_KEYS, VERBS
@@ -36,9 +38,7 @@ CONTROL: Final = 1
 EIGHT_BIT: Final = 2
 NOT_UTF8: Final = 4
 
-_VERBS: Final = {
-    spelling.encode(): intern(verb) for verb in VERBS for spelling in (verb, verb.lower(), verb.capitalize())
-}
+_VERBS: Final = {spelling: intern(verb) for verb in VERBS for spelling in (verb, verb.lower(), verb.capitalize())}
 _KEYS: Final = {spelling: intern(key) for key in HEADER_KEYS for spelling in (key, key.lower(), key.upper())}
 _KEYS_IN_OCTETS: Final = {spelling.encode(): key for spelling, key in _KEYS.items()}
 _SEPARATORS: Final = (b" ", b"-", b"")
@@ -72,28 +72,31 @@ def scan_command(data: bytes, start: int = 0) -> tuple[int, str, str, int]:
     if end < 0:
         return 0, "", "", 0
     line = data[start:end]
-    flags = 0
-    if _CONTROL.search(line) is not None:
-        flags = CONTROL
-    if not line.isascii():
-        flags |= EIGHT_BIT
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            flags |= NOT_UTF8
-    word, _, rest = line.partition(b" ")
+    text = line.decode("utf-8", "surrogateescape")
+    word, _, argument = text.partition(" ")
     verb = _VERBS.get(word)
     if verb is None:
-        word = word.upper()  # of bytes: ASCII letters only, as RFC 5321 2.4 has no others in a verb
-        verb = _VERBS.get(word)
-        if verb is None:
-            verb = word.decode("utf-8", "surrogateescape")
-    return end + 2, verb, rest.strip(b" ").decode("utf-8", "surrogateescape"), flags
+        # In octets, so that only ASCII letters change: RFC 5321 2.4 has no others in a verb.
+        word = word.encode("utf-8", "surrogateescape").upper().decode("utf-8", "surrogateescape")
+        verb = _VERBS.get(word, word)
+    flags = 0
+    if not (text.isascii() and text.isprintable()):
+        if _CONTROL.search(line) is not None:
+            flags = CONTROL
+        if not line.isascii():
+            flags |= EIGHT_BIT
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                flags |= NOT_UTF8
+    return end + 2, verb, argument.strip(" "), flags
 
 
 def encode_reply(code: int, enhanced: str, message: str) -> bytes:
     if not 200 <= code <= 599:
         raise ValueError("a reply's code is within 200..599")
+    if not isinstance(enhanced, str) or not isinstance(message, str):
+        raise TypeError("enhanced and message must be str")
     if _ENHANCED.fullmatch(enhanced) is None:
         raise ValueError("an enhanced status code is digits and dots")
     prefix = f"{enhanced} ".encode() if enhanced else b""
@@ -134,7 +137,7 @@ def parse_response(block: bytes, start: int = 0) -> tuple[int, int, str]:
             raise LineTooLong("reply line too long")
         if not end:
             return 0, 0, ""
-        line = block[start : end - 2] if block.startswith(b"\r", end - 2) and end - 2 >= start else block[start : end - 1]
+        line = block[start : end - 1].removesuffix(b"\r")
         start = end
         if code == 0:
             mark = line[:3]
@@ -156,11 +159,11 @@ def parse_response(block: bytes, start: int = 0) -> tuple[int, int, str]:
 
 
 def canonical_mime_header_key(key: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"key must be str, not {type(key).__name__}")
     known = _KEYS.get(key)
     if known is not None:
         return known
-    if not isinstance(key, str):
-        raise TypeError(f"key must be str, not {type(key).__name__}")
     if _TOKEN.fullmatch(key) is None:
         return key
     canonical = "-".join([part.capitalize() for part in key.split("-")])
@@ -183,9 +186,7 @@ def parse_header_block(
     while position < size:
         end = block.find(b"\n", position) + 1
         if end:
-            line = block[position : end - 1]
-            if line.endswith(b"\r"):
-                line = line[:-1]
+            line = block[position : end - 1].removesuffix(b"\r")
         else:
             end = size
             line = block[position:]
@@ -235,71 +236,87 @@ def encode_dot(text: bytes) -> bytes:
     return encoder.feed(text) + encoder.finish()
 
 
+@final
 class DotDecoder:
-    __slots__ = ("_at_line", "_held", "bare_cr", "bare_lf", "ended", "has_8bit", "has_nul", "keep_crlf", "size")
+    __slots__ = ("_at_line", "_ended", "_has_8bit", "_has_nul", "_held", "_keep_crlf", "_newlines", "_size")
 
     def __init__(self, keep_crlf: bool = False) -> None:
-        self.keep_crlf: Final = bool(keep_crlf)
-        self.ended = False
-        self.size = 0
-        self.bare_cr = False
-        self.bare_lf = False
-        self.has_nul = False
-        self.has_8bit = False
+        self._keep_crlf = bool(keep_crlf)
+        self._ended = False
+        self._size = 0
+        self._has_nul = False
+        self._has_8bit = False
+        # It remembers which of CR LF, CR and LF it has met: the fastest look at line ends that Python has
+        # (3 GB/s; counting the three takes three passes of 1 GB/s).
+        self._newlines = IncrementalNewlineDecoder(None, translate=False)
         self._at_line = True  # what comes next begins a line
         self._held = b""  # CR, or "." or ". CR" that began a line: what they are is not certain yet
+
+    keep_crlf = property(attrgetter("_keep_crlf"))
+    ended = property(attrgetter("_ended"))
+    size = property(attrgetter("_size"))
+    has_nul = property(attrgetter("_has_nul"))
+    has_8bit = property(attrgetter("_has_8bit"))
+
+    @property
+    def bare_cr(self) -> bool:
+        met = self._newlines.newlines
+        return met == "\r" or (isinstance(met, tuple) and "\r" in met)
+
+    @property
+    def bare_lf(self) -> bool:
+        met = self._newlines.newlines
+        return met == "\n" or (isinstance(met, tuple) and "\n" in met)
 
     def feed(self, chunk: bytes, start: int = 0) -> tuple[bytes, int]:
         if not isinstance(chunk, bytes) or start < 0:
             _refuse("chunk", chunk, start)
-        if self.ended:
+        if self._ended:
             raise ValueError("the end of data has been seen")
-        if start >= len(chunk):
+        size = len(chunk)
+        if start >= size:
             return b"", 0
         head = b""
         if self._held or (self._at_line and chunk.startswith(b".", start)):
             head, start = self._resolve(chunk, start)
-            if self.ended:
-                self.size += len(head)
-                return head, start
-            if start == len(chunk):
-                self.size += len(head)
-                return head, 0
+            if self._ended or start == size:
+                self._size += len(head)
+                return head, start if self._ended else 0
         end = 0
-        stuffed = chunk.find(b"\r\n.", start)
-        if stuffed >= 0:
-            end = chunk.find(b"\r\n.\r\n", stuffed)
-            if end >= 0:
-                body = chunk[start : end + 2]
-                end += 5
-                self.ended = True
-            elif chunk.endswith(b"\r\n.\r", start):
-                body = chunk[start:-2]
-                self._held = b".\r"
+        stop = size
+        # From the last one backwards: rfind looks at 3 GB/s for what is not there, find at 1.
+        stuffed = chunk.rfind(b"\r\n.", start) >= 0
+        if stuffed:
+            terminator = chunk.find(b"\r\n.\r\n", start)
+            if terminator >= 0:
+                self._ended = True
+                stop = terminator + 2
+                end = terminator + 5
             elif chunk.endswith(b"\r\n.", start):
-                body = chunk[start:-1]
                 self._held = b"."
-            elif chunk.endswith(b"\r"):
-                body = chunk[start:-1]
-                self._held = b"\r"
-            else:
-                body = chunk[start:]
-            end = max(end, 0)
-        elif chunk.endswith(b"\r"):
-            body = chunk[start:-1]
+                stop = size - 1
+            elif chunk.endswith(b"\r\n.\r", start):
+                self._held = b".\r"
+                stop = size - 2
+        if stop == size and chunk.endswith(b"\r"):
             self._held = b"\r"
-        else:
-            body = chunk[start:]
-        self._note(body)
-        self._at_line = body.endswith(b"\r\n")
-        if stuffed >= 0:
-            body = body.replace(b"\r\n.", b"\r\n")
-        if not self.keep_crlf:
-            body = body.replace(b"\r\n", b"\n")
+            stop = size - 1
+        payload = chunk[start:stop]
+        self._at_line = payload.endswith(b"\r\n")
+        if not payload.isascii():
+            self._has_8bit = True
+        if b"\0" in payload:
+            self._has_nul = True
+        self._newlines.decode(payload.decode("latin-1"), True)
+        if stuffed:
+            payload = payload.replace(b"\r\n.", b"\r\n")
+        if not self._keep_crlf:
+            # To delete an octet is ten times as fast as to replace two.
+            payload = payload.replace(b"\r\n", b"\n") if self.bare_cr else payload.replace(b"\r", b"")
         if head:
-            body = head + body
-        self.size += len(body)
-        return body, end
+            payload = head + payload
+        self._size += len(payload)
+        return payload, end
 
     def _resolve(self, chunk: bytes, start: int) -> tuple[bytes, int]:
         """Settle what was held, and a dot that begins the chunk: `(payload, next)`."""
@@ -307,12 +324,12 @@ class DotDecoder:
         head = b""
         if held == b"\r":
             if chunk.startswith(b"\n", start):
-                head = b"\r\n" if self.keep_crlf else b"\n"
+                head = b"\r\n" if self._keep_crlf else b"\n"
                 start += 1
                 self._at_line = True
             else:
                 head = b"\r"
-                self.bare_cr = True
+                self._newlines.decode("\r", True)
                 self._at_line = False
             held = b""
         if not held and self._at_line and chunk.startswith(b".", start):
@@ -320,35 +337,24 @@ class DotDecoder:
             start += 1
         if held == b"." and start < len(chunk):
             self._at_line = False
+            held = b""
             if chunk.startswith(b"\r", start):
                 held = b".\r"
                 start += 1
-            else:
-                held = b""
         if held == b".\r" and start < len(chunk):
             self._at_line = False
             held = b""
             if chunk.startswith(b"\n", start):
-                self.ended = True
+                self._ended = True
                 start += 1
             else:
                 head += b"\r"
-                self.bare_cr = True
+                self._newlines.decode("\r", True)
         self._held = held
         return head, start
 
-    def _note(self, body: bytes) -> None:
-        """Flags of a piece whose CR LF pairs are all whole."""
-        if not (self.bare_cr and self.bare_lf):
-            pairs = body.count(b"\r\n")
-            self.bare_cr = self.bare_cr or body.count(b"\r") != pairs
-            self.bare_lf = self.bare_lf or body.count(b"\n") != pairs
-        if not self.has_nul and b"\0" in body:
-            self.has_nul = True
-        if not self.has_8bit and not body.isascii():
-            self.has_8bit = True
 
-
+@final
 class DotEncoder:
     __slots__ = ("_after_cr", "_at_line")
 
@@ -361,16 +367,22 @@ class DotEncoder:
             _refuse("chunk", chunk, 0)
         if not chunk:
             return b""
-        text = chunk
-        at_line, after_cr = self._at_line, self._after_cr
+        if b"\r" in chunk:
+            # Each replaces one octet, which Python does at 4 GB/s; to look for two is four times slower.
+            text = chunk.replace(b"\r", b"").replace(b"\n", b"\r\n")
+            if text != chunk:  # a bare CR or LF: the long way
+                text = chunk.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        else:
+            text = chunk.replace(b"\n", b"\r\n")
+        if self._after_cr and chunk.startswith(b"\n"):
+            text = text[1:]
+        if chunk.rfind(b"\n.") >= 0:
+            text = text.replace(b"\n.", b"\n..")
+        if self._at_line and chunk.startswith(b"."):
+            text = b"." + text
         self._at_line = chunk.endswith(b"\n")
         self._after_cr = chunk.endswith(b"\r")
-        if text.count(b"\n") != text.count(b"\r\n"):
-            text = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-            if after_cr and chunk.startswith(b"\n"):
-                text = text[1:]
-        text = text.replace(b"\n.", b"\n..")
-        return b"." + text if at_line and chunk.startswith(b".") else text
+        return chunk if len(text) == len(chunk) else text
 
     def finish(self) -> bytes:
         end = b".\r\n" if self._at_line else b"\r\n.\r\n"

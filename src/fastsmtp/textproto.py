@@ -66,8 +66,8 @@ def decode_dot(block: bytes, keep_crlf: bool = False) -> bytes:
 def parse_response(block: bytes, expect_code: int = 0) -> tuple[int, str]:
     """The one reply that `block` is: `(code, message)`, the lines of message separated by LF.
 
-    The code must begin with the digits of `expect_code` (31 accepts 310 to 319); 0 and less accept any.  Both multi-line
-    forms are understood (RFC 959 page 36).  Raises ResponseError for another code, UnexpectedEOF when the reply
+    The code must begin with the digits of `expect_code` (31 accepts 310 to 319); 0 and less accept any.  Both
+    multi-line forms are understood (RFC 959 page 36).  Raises ResponseError for another code, UnexpectedEOF when the reply
     has not ended, ProtocolError when it is none or octets follow it.
     """
     end, code, message = _twin.parse_response(block)
