@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .counters import Counters
@@ -32,12 +33,11 @@ class HookRunner:
 
     def outcome(self, task: asyncio.Task[Any]) -> Reply | None:
         """The reply of a hook's task that is done."""
-        try:
-            result = task.result()
-        except asyncio.CancelledError:
+        if task.cancelled():
             return HOOK_FAILED
-        except Exception as error:  # noqa: BLE001 - whatever a session raises is answered
-            return self.failure(error, task.get_coro())
+        result = task.result()
+        if type(result) is _Failure:
+            return self.failure(result.error, result.hook)
         return self.checked(result)
 
     def checked(self, result: object) -> Reply | None:
@@ -63,21 +63,15 @@ class HookRunner:
         self._counters.errors += 1
         self._logger.error("a session hook did not return in time: %s", what)
 
-    if sys.version_info >= (3, 12):
+    @staticmethod
+    def start(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
+        """Begin an async hook.
 
-        @staticmethod
-        def start(loop: asyncio.AbstractEventLoop, awaitable: Any) -> asyncio.Task[Any]:
-            """Begin an async hook; one that does not suspend is done when this returns, without a turn of the loop."""
-            coroutine = awaitable if inspect.iscoroutine(awaitable) else _awaited(awaitable)
-            return asyncio.Task(coroutine, loop=loop, eager_start=True)
-
-    else:
-
-        @staticmethod
-        def start(loop: asyncio.AbstractEventLoop, awaitable: Any) -> asyncio.Task[Any]:
-            """Begin an async hook; before Python 3.12 it takes a turn of the loop."""
-            coroutine: Coroutine[Any, Any, Any] = awaitable if inspect.iscoroutine(awaitable) else _awaited(awaitable)
-            return loop.create_task(coroutine)
+        From Python 3.12 on, one that does not suspend is done when this returns, without a turn of the loop.
+        """
+        if sys.version_info >= (3, 12):
+            return asyncio.Task(_guarded(awaitable), loop=loop, eager_start=True)
+        return loop.create_task(_guarded(awaitable))
 
     @staticmethod
     async def call(target: object, name: str, *arguments: object) -> Reply | None:
@@ -91,8 +85,18 @@ class HookRunner:
         return reply
 
 
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: Exception
+    hook: object
+
+
+async def _guarded(awaitable: Awaitable[Any]) -> Any:
+    # An exception becomes a result here, since CPython 3.12.1 crashes when an eager task that failed is asked for it.
+    try:
+        return await awaitable
+    except Exception as error:  # noqa: BLE001 - whatever a session raises is answered
+        return _Failure(error, awaitable)
 
 
 def streams(hook: object) -> bool:

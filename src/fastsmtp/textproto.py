@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from . import _twin
 from ._mimeheader import MIMEHeader, parse_mime_header
+from ._textio import DotReader, DotWriter, Pipeline, Reader, TextConn, Writer, check_code
 from ._twin import (
     CONTROL,
     EIGHT_BIT,
@@ -35,9 +36,15 @@ __all__ = [
     "NOT_UTF8",
     "DotDecoder",
     "DotEncoder",
+    "DotReader",
+    "DotWriter",
     "MIMEHeader",
+    "Pipeline",
     "ProtocolError",
+    "Reader",
     "ResponseError",
+    "TextConn",
+    "Writer",
     "canonical_mime_header_key",
     "decode_dot",
     "encode_dot",
@@ -67,14 +74,13 @@ def parse_response(block: bytes, expect_code: int = 0) -> tuple[int, str]:
     """The one reply that `block` is: `(code, message)`, the lines of message separated by LF.
 
     The code must begin with the digits of `expect_code` (31 accepts 310 to 319); 0 and less accept any.  Both
-    multi-line forms are understood (RFC 959 page 36).  Raises ResponseError for another code, UnexpectedEOF when the reply
-    has not ended, ProtocolError when it is none or octets follow it.
+    multi-line forms are understood (RFC 959 page 36).  Raises ResponseError for another code, UnexpectedEOF when the
+    reply has not ended, ProtocolError when it is none or octets follow it.
     """
     end, code, message = _twin.parse_response(block)
     if not end:
         raise UnexpectedEOF("the reply has not ended")
     if end != len(block):
         raise ProtocolError("octets after the reply")
-    if expect_code > 0 and not str(code).startswith(str(expect_code)):
-        raise ResponseError(code, message)
+    check_code(code, message, expect_code)
     return code, message
