@@ -15,7 +15,7 @@ MODULES = sorted(
 )
 SESSION_API = """Backend Session SessionFactory DefaultBackend DefaultSession DataReader DataContext Conn ConnectionState Reply
 EnhancedCode SMTPError AuthRequired AuthUnsupported DataTooLarge ServerOptions Server""".split()
-TEXT_API = """canonical_mime_header_key MIMEHeader ProtocolError ResponseError decode_dot encode_dot
+TEXT_API = """canonical_mime_header_key Reader Writer Pipeline TextConn MIMEHeader ProtocolError ResponseError decode_dot encode_dot
 parse_mime_header parse_response DotDecoder DotEncoder IMPLEMENTATION""".split()
 MEMBERS = {
     "Conn": "close read_line reject server session set_session state tls_connection_state write_response",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import io
 import logging
@@ -25,6 +26,7 @@ from fastsmtp import (
     MessageAborted,
     Reply,
     Server,
+    ServerOptions,
     SMTPError,
 )
 
@@ -60,10 +62,8 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         self.writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
     async def line(self) -> str:
         return (await self.reader.readline()).decode().rstrip("\r\n")
@@ -225,7 +225,7 @@ def test_backpressure_reaches_the_socket(run: Runner) -> None:
 
     def stalled(server: Server) -> bool:
         found: list[bool] = []
-        server.for_each_conn(lambda conn: found.append(conn._reading_paused))  # type: ignore[func-returns-value]
+        server.for_each_conn(lambda conn: found.append(conn._reading_paused))
         return any(found)
 
     run(main)
@@ -326,9 +326,13 @@ def test_patience(run: Runner, where: str) -> None:
                 await asyncio.Event().wait()
 
     async def main() -> None:
-        quick = {"read_timeout": 0.05} if where in ("command", "body") else {"hook_timeout": 0.05}
-        logger = logging.Logger("test")
-        async with Server(DefaultBackend(Hanging), addr="127.0.0.1:0", error_logger=logger, **quick) as server:
+        options = ServerOptions(
+            addr="127.0.0.1:0",
+            error_logger=logging.Logger("test"),
+            read_timeout=0.05 if where in ("command", "body") else 30,
+            hook_timeout=0.05 if "hook" in where else 30,
+        )
+        async with Server(DefaultBackend(Hanging), options=options) as server:
             async with Client(server) as client:
                 if where == "command":
                     await client.line()
@@ -352,8 +356,11 @@ def test_patience(run: Runner, where: str) -> None:
 
 def test_limits_of_connections(run: Runner) -> None:
     async def main() -> None:
-        for option in ({"max_connections": 1}, {"max_connections_per_address": 1}):
-            async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:0", **option) as server:
+        for options in (
+            ServerOptions(addr="127.0.0.1:0", max_connections=1),
+            ServerOptions(addr="127.0.0.1:0", max_connections_per_address=1),
+        ):
+            async with Server(DefaultBackend(DefaultSession), options=options) as server:
                 async with Client(server) as first:
                     assert (await first.line()).startswith("220 ")
                     async with Client(server) as second:
