@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
@@ -10,10 +11,8 @@ import pytest
 from fastsmtp import _textproto_py as pure
 
 TWINS = [pytest.param(pure, id="pure")]
-try:
+with contextlib.suppress(ImportError):
     TWINS.append(pytest.param(importlib.import_module("fastsmtp._textproto"), id="cython"))
-except ImportError:
-    pass
 
 LINE = b"The quick brown fox jumps over the lazy dog and goes on for some more time."[:76] + b"\r\n"
 TEXT = (LINE * 841)[: 64 * 1024]
