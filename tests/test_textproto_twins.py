@@ -52,8 +52,8 @@ def test_signatures_are_those_of_the_contract(twin: Any) -> None:
     tree = ast.parse(CONTRACT.read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     functions = [(twin, node) for node in tree.body if isinstance(node, ast.FunctionDef)]
-    for name, node in classes.items():
-        functions += [(getattr(twin, name), method) for method in node.body if isinstance(method, ast.FunctionDef)]
+    for name, body in classes.items():
+        functions += [(getattr(twin, name), method) for method in body.body if isinstance(method, ast.FunctionDef)]
     assert len(functions) > 10
     for owner, node in functions:
         if node.name == "__init__":
@@ -253,7 +253,7 @@ def test_responses_have_limits(twin: Any) -> None:
         with pytest.raises(LineTooLong, match="line too long"):
             twin.parse_response(block)
     most = b"250-x\r\n" * (limits.REPLY_LINES - 1)
-    assert twin.parse_response(most) == (0, 0, "") or limits.REPLY_LINES == 1
+    assert twin.parse_response(most) == (0, 0, "")
     assert twin.parse_response(most + b"250 x\r\n")[1] == 250
     with pytest.raises(LineTooLong, match="too many lines"):
         twin.parse_response(most + b"250-x\r\n")
