@@ -29,7 +29,7 @@ HEADER = (
     b"\tt=1732389241; bh=47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\r\n"
     b"From: Alice <alice@example.org>\r\n"
     b"To: Bob <bob@example.net>\r\n"
-    b"Subject: Minutes of the meeting on Saturday, and the plan for all next weeks\r\n"
+    b"Subject: Minutes of the meeting on Saturday, and of the plan for all next weeks\r\n"
     b"Date: Sat, 23 Nov 2024 19:14:01 +0000\r\n"
     b"Message-ID: <20241123191401.4YwXkP@example.org>\r\n"
     b"MIME-Version: 1.0\r\n"

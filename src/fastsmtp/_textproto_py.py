@@ -298,6 +298,7 @@ class DotDecoder:
             elif chunk.endswith(b"\r\n.\r", start):
                 self._held = b".\r"
                 stop = size - 2
+            stuffed = chunk.rfind(b"\r\n.", start, stop) >= 0
         if stop == size and chunk.endswith(b"\r"):
             self._held = b"\r"
             stop = size - 1
