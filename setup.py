@@ -18,12 +18,11 @@ from setuptools.command.build_ext import build_ext
 
 def compiler_works() -> bool:
     """Compile one line that includes Python.h, as the extension will."""
-    command = build_ext(Distribution())
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "probe.c")
         with open(source, "w") as file:
             file.write("#include <Python.h>\nint fastsmtp_probe(void) { return PY_VERSION_HEX != 0; }\n")
-        command.extensions = [Extension("probe", [source])]
+        command = build_ext(Distribution({"name": "probe", "ext_modules": [Extension("probe", [source])]}))
         command.build_lib = command.build_temp = folder
         try:
             command.ensure_finalized()

@@ -90,7 +90,8 @@ class DotDecoder:
         """Decode `chunk[start:]`: `(payload, end)`.
 
         `end` is the index in chunk just past the end-of-data line, or 0 while the end has not come; what follows stays with
-        the caller.  Between chunks at most four octets are held back.  With keep_crlf=True the payload is the text as sent with leading dots removed;
+        the caller.  Between chunks only what is not certain is held back: a last CR, or a dot, or a dot and
+        CR, that begin a line.  With keep_crlf=True the payload is the text as sent with leading dots removed;
         else each CR LF becomes LF (bare CR and LF stay, and are flagged).  A chunk that needs no change is returned as it is, uncopied.
         After the end: raises ValueError.
         """
