@@ -315,41 +315,61 @@ def test_commands_before_fin_are_answered(run: Runner) -> None:
 
 @pytest.mark.parametrize("where", ["command", "body", "hook", "data hook"])
 def test_patience(run: Runner, where: str) -> None:
+    begun = asyncio.Event()
+
     class Hanging(DefaultSession):
         async def mail(self, sender: str, params: MailParams) -> None:
             if where == "hook":
+                begun.set()
                 await asyncio.Event().wait()
 
         async def data(self, reader: DataReader, context: DataContext) -> None:
             await reader.read()
             if where == "data hook":
+                begun.set()
                 await asyncio.Event().wait()
 
+    def patience_ends(server: Server) -> None:
+        server.for_each_conn(lambda conn: conn.timed_out())
+
     async def main() -> None:
-        options = ServerOptions(
-            addr="127.0.0.1:0",
-            error_logger=logging.Logger("test"),
-            read_timeout=0.05 if where in ("command", "body") else 30,
-            hook_timeout=0.05 if "hook" in where else 30,
-        )
+        options = ServerOptions(addr="127.0.0.1:0", error_logger=logging.Logger("test"))
         async with Server(DefaultBackend(Hanging), options=options) as server:
             async with Client(server) as client:
                 if where == "command":
                     await client.line()
+                    patience_ends(server)
                     assert await client.line() == "421 4.4.2 Timed out"
                 elif where == "hook":
                     await client.line()
                     await client.ask("HELO x.example")
-                    assert (await client.ask("MAIL FROM:<>")).startswith("451 4.3.0")
+                    client.writer.write(b"MAIL FROM:<>\r\n")
+                    await begun.wait()
+                    patience_ends(server)
+                    assert (await client.line()).startswith("451 4.3.0")
                     assert (await client.ask("NOOP")).startswith("250 ")
                 else:
                     await client.envelope()
                     if where == "body":
                         client.writer.write(b"begun\r\n")
+                        patience_ends(server)
                         assert await client.line() == "421 4.4.2 Timed out"
                     else:
-                        assert (await client.ask(".")).startswith("451 4.3.0")
+                        client.writer.write(b".\r\n")
+                        await begun.wait()
+                        patience_ends(server)
+                        assert (await client.line()).startswith("451 4.3.0")
                         assert (await client.ask("NOOP")).startswith("250 ")
+
+    run(main)
+
+
+def test_the_server_looks_at_deadlines(run: Runner) -> None:
+    async def main() -> None:
+        async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:0", read_timeout=0.05) as server:
+            async with Client(server) as client:
+                lines = (await client.reader.read()).splitlines()
+                assert lines[-1] == b"421 4.4.2 Timed out"
 
     run(main)
 
@@ -454,7 +474,7 @@ def test_lmtp_statuses(run: Runner) -> None:
         async def data(self, reader: DataReader, context: DataContext) -> None:
             await reader.read()
             context.set_status("1@d.example", SMTPError(550, EnhancedCode(5, 1, 1), "nobody"))
-            context.start_delivery("2@d.example", 0.01)
+            context.start_delivery("2@d.example", 0.01 if len(context.recipients) == 2 else 600)
             await asyncio.Event().wait() if len(context.recipients) == 2 else None
             if len(context.recipients) > 3:
                 raise SMTPError(451, EnhancedCode(4, 2, 0), "the others")
