@@ -1,0 +1,238 @@
+"""The protocol without I/O: what no dialogue shows, and properties over any input in any cut."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastsmtp import EnhancedCode, Reply, ServerOptions, limits
+from fastsmtp.protocol import Body, Hello, MailFrom, RcptTo, Reset, ServerProfile, ServerProtocol, Verify
+
+
+def core(**fields: object) -> ServerProtocol:
+    options = ServerOptions(**fields)  # type: ignore[arg-type]
+    protocol = ServerProtocol(ServerProfile(options))
+    protocol.greet()
+    assert protocol.data_to_send().startswith(b"220 ")
+    return protocol
+
+
+def drive(protocol: ServerProtocol, data: bytes) -> tuple[bytes, list[object]]:
+    """Feed, accept everything; the replies and the events, bodies joined."""
+    protocol.receive_data(data)
+    out = b""
+    events: list[object] = []
+    while (event := protocol.next_event()) is not None:
+        if isinstance(event, Body):
+            events.append(("body", event.payload, event.ended, event.refusal))
+        else:
+            events.append(event)
+        if protocol.awaiting_reply:
+            protocol.reply()
+        out += protocol.data_to_send()
+    return out + protocol.data_to_send(), events
+
+
+def ready(**fields: object) -> ServerProtocol:
+    protocol = core(**fields)
+    out, _ = drive(protocol, b"EHLO x.example\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+    assert out.endswith(b"354 Start mail input; end with <CRLF>.<CRLF>\r\n")
+    return protocol
+
+
+def test_nothing_is_looked_at_before_the_answer() -> None:
+    protocol = core()
+    protocol.receive_data(b"EHLO x.example\r\nMAIL FROM:<a@b>\r\n")
+    assert isinstance(protocol.next_event(), Hello)
+    assert protocol.next_event() is None and protocol.awaiting_reply
+    protocol.reply()
+    assert isinstance(protocol.next_event(), MailFrom)
+    protocol.reply(Reply(550, EnhancedCode(5, 7, 1), "no"))
+    assert protocol.sender is None
+    with pytest.raises(RuntimeError):
+        protocol.reply()
+
+
+def test_what_must_be_flushed() -> None:
+    protocol = core()
+    for line, flush in (
+        (b"EHLO x.example", True),
+        (b"MAIL FROM:<a@b>", False),
+        (b"RCPT TO:<c@d>", False),
+        (b"RSET", False),
+        (b"NOOP", True),
+        (b"VRFY x", True),
+        (b"HELP", True),
+        (b"RUBBISH", True),
+        (b"QUIT", True),
+    ):
+        protocol.receive_data(line + b"\r\n")
+        protocol.next_event()
+        if protocol.awaiting_reply:
+            protocol.reply()
+        assert protocol.must_flush is flush, line
+        protocol.data_to_send()
+
+
+@pytest.mark.parametrize(
+    ("length", "answer"),
+    [
+        (limits.COMMAND_LINE, b"250 2.0.0 OK\r\n"),
+        (limits.COMMAND_LINE + 1, b"500 5.5.2 Line too long\r\n"),
+        (limits.COMMAND_LINE_FLOOD, b"500 5.5.2 Line too long\r\n"),
+        (limits.COMMAND_LINE_FLOOD + 1, b"421 4.7.0 Too many errors\r\n"),
+    ],
+)
+@pytest.mark.parametrize("step", [100_000, 1000, 7])
+def test_long_lines(length: int, answer: bytes, step: int) -> None:
+    protocol = core()
+    line = b"NOOP " + b"x" * (length - 7) + b"\r\n" + b"NOOP\r\n"
+    out = b""
+    for start in range(0, len(line), step):
+        out += drive(protocol, line[start : start + step])[0]
+        assert protocol.buffered <= limits.COMMAND_LINE + step
+    closed = answer.startswith(b"421")
+    assert out == answer + (b"" if closed else b"250 2.0.0 OK\r\n")
+    assert protocol.closing is closed
+
+
+def test_a_turned_away_client_may_only_quit() -> None:
+    protocol = ServerProtocol(ServerProfile(ServerOptions()))
+    protocol.greet(Reply(554, EnhancedCode(5, 7, 1), "no"))
+    assert protocol.data_to_send() == b"554 5.7.1 no\r\n"
+    out, _events = drive(protocol, b"EHLO x.example\r\nMAIL FROM:<>\r\nQUIT\r\n")
+    assert [line[:3] for line in out.splitlines()] == [b"503", b"503", b"221"]
+    assert protocol.closing and protocol.quit
+
+
+def test_after_quit_nothing_runs() -> None:
+    protocol = core()
+    out, _ = drive(protocol, b"QUIT\r\nEHLO x.example\r\nNOOP\r\n")
+    assert out == b"221 2.0.0 Bye\r\n"
+    assert drive(protocol, b"NOOP\r\n") == (b"", [])
+
+
+def test_421_from_a_session_closes() -> None:
+    protocol = core()
+    protocol.receive_data(b"EHLO x.example\r\nNOOP\r\n")
+    assert isinstance(protocol.next_event(), Hello)
+    protocol.reply(Reply(421, EnhancedCode(4, 3, 2), "enough"))
+    assert protocol.data_to_send() == b"421 4.3.2 enough\r\n"
+    assert protocol.closing and protocol.next_event() is None
+
+
+def test_lmtp_replies_one_by_one() -> None:
+    protocol = core(lmtp=True)
+    drive(protocol, b"LHLO x.example\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\nRCPT TO:<a@b>\r\nDATA\r\n")
+    protocol.receive_data(b"x\r\n.\r\n")
+    event = protocol.next_event()
+    assert isinstance(event, Body) and event.ended
+    with pytest.raises(ValueError, match="2 replies"):
+        protocol.reply_each([None])
+    protocol.reply_each([None, Reply(550, EnhancedCode(5, 1, 1), "nobody")])
+    assert protocol.data_to_send() == b"250 2.0.0 Message accepted\r\n550 5.1.1 nobody\r\n"
+    assert protocol.recipients == []
+
+
+def test_a_refused_message_is_consumed_and_refused_once() -> None:
+    protocol = ready(max_message_bytes=10)
+    out, events = drive(protocol, b"x" * 5 + b"\r\n" + b"y" * 50)
+    assert out == b""
+    out, _events = drive(protocol, b"\r\nQUIT\r\n.\r\nNOOP\r\n")
+    assert out == b"552 5.3.4 Maximum message size exceeded\r\n250 2.0.0 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [(b"a\0b\r\n", b"550"), (b"caf\xc3\xa9\r\n", b"550"), (b"plain\r\n", b"250")]
+)
+def test_strict_mode(body: bytes, code: bytes) -> None:
+    protocol = ready(strict=True)
+    assert drive(protocol, body + b".\r\n")[0][:3] == code
+    assert drive(ready(), body + b".\r\n")[0][:3] == b"250"
+    assert drive(protocol, b"MAIL FROM: <a@b>\r\n")[0].startswith(b"501")
+
+
+def test_raw_lines_for_extensions() -> None:
+    protocol = core()
+    protocol.receive_data(b"EHLO x.example\r\nraw\r\nha")
+    protocol.next_event()
+    assert protocol.read_line() == b"raw"
+    assert protocol.read_line() is None
+    protocol.say(Reply(334, EnhancedCode.NONE, "go on"))
+    assert protocol.data_to_send() == b"334 go on\r\n"
+
+
+def reference_end(data: bytes) -> int:
+    """Where the data ends: past CR LF "." CR LF, the start counting as a line's start; 0 when it does not."""
+    return (b"\r\n" + data).find(b"\r\n.\r\n") + 3 if b"\r\n.\r\n" in b"\r\n" + data else 0
+
+
+def test_every_arrangement_of_line_ends_and_dots() -> None:
+    for count in range(7):
+        for pieces in itertools.product((b"\r", b"\n", b".", b"x"), repeat=count):
+            data = b"".join(pieces)
+            protocol = ready(bare_newlines="keep")
+            out, events = drive(protocol, data)
+            end = reference_end(data)
+            ended = [event for event in events if isinstance(event, tuple) and event[2]]
+            assert len(ended) == (1 if end else 0), data
+            if end:
+                assert out.startswith(b"250 2.0.0 Message accepted\r\n"), data
+            else:
+                assert out == b"" and protocol.in_body, data
+
+
+WORDS = [
+    b"EHLO x.example\r\n", b"HELO x\r\n", b"MAIL FROM:<a@b>\r\n", b"MAIL FROM:<>", b" SIZE=5", b"RCPT TO:<c@d>\r\n", b"DATA\r\n",
+    b".\r\n", b"RSET\r\n", b"NOOP\r\n", b"QUIT\r\n", b"VRFY x\r\n", b"\r", b"\n", b"\r\n", b".", b"x", b"\0", b"\xff", b" ", b"<", b">",
+]  # fmt: skip
+inputs = st.lists(st.sampled_from(WORDS), max_size=30).map(b"".join) | st.binary(max_size=200)
+
+
+def summary(events: list[object]) -> list[object]:
+    """Events with the pieces of each body joined."""
+    joined: list[object] = []
+    text = b""
+    for event in events:
+        if not isinstance(event, tuple):
+            if isinstance(event, MailFrom | RcptTo | Hello | Reset | Verify):
+                joined.append(event)
+            continue
+        text += event[1]
+        if event[2]:
+            joined.append((text if event[3] is None else b"", event[3]))
+            text = b""
+    return joined
+
+
+@settings(max_examples=300)
+@given(inputs, st.lists(st.integers(0, 400), max_size=8))
+def test_any_cut_gives_the_same(data: bytes, cuts: list[int]) -> None:
+    whole = core()
+    out, events = drive(whole, data)
+    pieces = core()
+    edges = sorted({min(each, len(data)) for each in cuts} | {0, len(data)})
+    other_out, other_events = b"", []
+    for start, end in zip(edges, edges[1:], strict=False):
+        more, those = drive(pieces, data[start:end])
+        other_out += more
+        other_events += those
+    assert other_out == out
+    assert summary(other_events) == summary(events)
+    assert (pieces.closing, pieces.errors, pieces.sender) == (whole.closing, whole.errors, whole.sender)
+
+
+@settings(max_examples=300)
+@given(inputs)
+def test_one_reply_per_command_and_no_message_without_its_end(data: bytes) -> None:
+    protocol = core(max_errors=0)
+    out, events = drive(protocol, b"EHLO x.example\r\n" + data)
+    ended = sum(isinstance(event, tuple) and event[2] for event in events)
+    assert ended <= data.count(b".\r\n")
+    finals = [line for line in out.split(b"\r\n")[:-1] if line[3:4] == b" "]
+    bodies = sum(not isinstance(event, tuple) for event in events)
+    assert len(finals) == bodies + ended
+    assert all(line[:3].isdigit() for line in finals)
