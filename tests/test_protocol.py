@@ -139,7 +139,7 @@ def test_lmtp_replies_one_by_one() -> None:
 
 def test_a_refused_message_is_consumed_and_refused_once() -> None:
     protocol = ready(max_message_bytes=10)
-    out, events = drive(protocol, b"x" * 5 + b"\r\n" + b"y" * 50)
+    out, _events = drive(protocol, b"x" * 5 + b"\r\n" + b"y" * 50)
     assert out == b""
     out, _events = drive(protocol, b"\r\nQUIT\r\n.\r\nNOOP\r\n")
     assert out == b"552 5.3.4 Maximum message size exceeded\r\n250 2.0.0 OK\r\n"
