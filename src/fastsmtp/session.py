@@ -309,7 +309,19 @@ class DataContext:
         rcpt_params: the parameters of each RCPT, in the same order.
     """
 
-    __slots__ = ("_helo", "_on_answered", "_replies", "_response", "_timers", "conn", "mail_params", "rcpt_params", "recipients", "sender")
+    __slots__ = (
+        "_expired",
+        "_helo",
+        "_on_answered",
+        "_replies",
+        "_response",
+        "_timers",
+        "conn",
+        "mail_params",
+        "rcpt_params",
+        "recipients",
+        "sender",
+    )
 
     def __init__(
         self,
@@ -330,6 +342,7 @@ class DataContext:
         self._replies: list[Reply | None] | None = None
         self._timers: dict[int, asyncio.TimerHandle] | None = None
         self._on_answered: Callable[[], None] | None = None
+        self._expired = False
 
     @property
     def helo(self) -> str:
@@ -375,7 +388,7 @@ class DataContext:
         for index, each in enumerate(self.recipients):
             if each == recipient and replies[index] is None and index not in self._timers:
                 loop = asyncio.get_running_loop()
-                self._timers[index] = loop.call_later(timeout, self._answer, index, _DELIVERY_TIMED_OUT)
+                self._timers[index] = loop.call_later(timeout, self._expire, index)
                 return
         raise ValueError(f"no recipient of that name waits for a delivery: {recipient!r}")
 
@@ -384,6 +397,10 @@ class DataContext:
             self._replies = [None] * len(self.recipients)
         return self._replies
 
+    def _expire(self, index: int) -> None:
+        self._expired = True
+        self._answer(index, _DELIVERY_TIMED_OUT)
+
     def _answer(self, index: int, reply: Reply) -> None:
         replies = self._slots()
         if replies[index] is not None:
@@ -391,7 +408,11 @@ class DataContext:
         replies[index] = reply
         if self._timers is not None and (timer := self._timers.pop(index, None)) is not None:
             timer.cancel()
-        if self._on_answered is not None and None not in replies:
+        self._tell()
+
+    def _tell(self) -> None:
+        # A hook that answers everybody itself ends by itself; one whose deliveries expired may hang for ever.
+        if self._on_answered is not None and self._expired and self._replies is not None and None not in self._replies:
             self._on_answered()
 
     # The connection's side
@@ -407,10 +428,9 @@ class DataContext:
         return self._replies
 
     def when_answered(self, callback: Callable[[], None]) -> None:
-        """Call back once every recipient has a status."""
+        """Call back once every recipient has a status, one of them by its deadline: the hook need not be waited for."""
         self._on_answered = callback
-        if self._replies is not None and None not in self._replies:
-            callback()
+        self._tell()
 
     def close(self) -> None:
         """Stop all deadlines."""
