@@ -17,10 +17,10 @@ SOURCE = pathlib.Path(fastsmtp.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "limits", "_vocabulary", "errors"),
     ("_textproto", "_textproto_py", "_twin", "_mimeheader", "_textio", "textproto"),
-    ("reply", "address", "options", "extensions", "sasl"),
+    ("reply", "address", "xtext", "options", "extensions", "sasl"),
     ("protocol",),
     ("session",),
-    ("counters", "hooks", "reception", "connection", "server"),
+    ("counters", "hooks", "reception", "connection", "server", "client", "pool"),
     ("delivery",),
     ("_send", "_serve", "cli", "__main__"),
 )

@@ -146,7 +146,7 @@ class Maildir:
             self._pid = os.getpid()
             self._identity = f"P{self._pid}R{secrets.token_hex(4)}"
         now = time.time_ns() // 1000
-        return f"{now // 1_000_000}.M{now % 1_000_000}{self._identity}Q{next(self._counter)}.{self._host}"
+        return f"{now // 1_000_000}.M{now % 1_000_000:06d}{self._identity}Q{next(self._counter)}.{self._host}"
 
     def date(self) -> str:
         """The date-time for a Received field, made once a second."""
