@@ -10,9 +10,17 @@ import pytest
 
 import fastsmtp
 
+from .loops import LOOPS, Runner, runner
+
 # Timing never decides a test: the machines are shared.
 hypothesis.settings.register_profile("fastsmtp", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastsmtp")
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Runner:
+    """Runs a coroutine function, once on each loop."""
+    return runner(request.param)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

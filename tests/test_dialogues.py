@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from fastsmtp import DataContext, DataReader, DefaultBackend, DefaultSession, Server, ServerOptions
-from fastsmtp.protocol import Body, ServerProfile, ServerProtocol
+from fastsmtp.protocol import Body, Hello, Reset, ServerProfile, ServerProtocol
 
 from .dialogue import CUTS, Dialogue, cut, load, matches
+from .loops import LOOPS
 
 FILES = sorted((pathlib.Path(__file__).parent / "dialogues").glob("*.txt"))
 DIALOGUES = [pytest.param(load(path), id=path.stem) for path in FILES]
-LOOPS: list[Any] = [pytest.param(asyncio.new_event_loop, id="asyncio")]
-if importlib.util.find_spec("uvloop"):
-    import uvloop
-
-    LOOPS.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
 
 
 def compare(step_replies: tuple[str, ...], lines: list[str]) -> None:
@@ -48,6 +42,8 @@ def test_on_the_core(dialogue: Dialogue, how: str) -> None:
                         if event.refusal is None:
                             messages.append(size)
                         size = 0
+                elif isinstance(event, Reset | Hello):
+                    size = 0
                 if core.awaiting_reply:
                     core.reply()
             out += core.data_to_send()

@@ -11,7 +11,9 @@ import pytest
 import fastsmtp
 
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(fastsmtp.__path__, "fastsmtp.") if not module.name.endswith("__main__")
+    module.name
+    for module in pkgutil.walk_packages(fastsmtp.__path__, "fastsmtp.")
+    if not module.name.endswith("__main__")
 )
 SESSION_API = """Backend Session SessionFactory DefaultBackend DefaultSession DataReader DataContext Conn ConnectionState Reply
 EnhancedCode SMTPError AuthRequired AuthUnsupported DataTooLarge ServerOptions Server""".split()

@@ -25,7 +25,10 @@ def test_enhanced_codes() -> None:
         (Reply(550, EnhancedCode.NONE, "no"), b"550 no\r\n"),
         (Reply(354, message="go on"), b"354 go on\r\n"),
         (Reply(250, EnhancedCode(2, 1, 5), "a\nb"), b"250-2.1.5 a\r\n250 2.1.5 b\r\n"),
-        (Reply(550, EnhancedCode(5, 7, 1), "a\r\n250 ok\rb\x00c\ud800"), b"550-5.7.1 a\r\n550-5.7.1 250 ok\r\n550 5.7.1 b?c?\r\n"),
+        (
+            Reply(550, EnhancedCode(5, 7, 1), "a\r\n250 ok\rb\x00c\ud800"),
+            b"550-5.7.1 a\r\n550-5.7.1 250 ok\r\n550 5.7.1 b?c?\r\n",
+        ),
     ],
 )
 def test_wire_form(reply: Reply, wire: bytes) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import io
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -30,24 +28,7 @@ from fastsmtp import (
     SMTPError,
 )
 
-LOOPS: list[Any] = [pytest.param(asyncio.new_event_loop, id="asyncio")]
-if importlib.util.find_spec("uvloop"):
-    import uvloop
-
-    LOOPS.append(pytest.param(uvloop.new_event_loop, id="uvloop"))
-Runner = Callable[[Callable[[], Awaitable[None]]], None]
-
-
-@pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Runner:
-    def runner(main: Callable[[], Awaitable[None]]) -> None:
-        async def bounded() -> None:
-            await asyncio.wait_for(main(), 60)
-
-        with asyncio.Runner(loop_factory=request.param, debug=True) as each:
-            each.run(bounded())
-
-    return runner
+from .loops import Runner
 
 
 class Client:

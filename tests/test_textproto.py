@@ -505,7 +505,9 @@ def test_text_conn() -> None:
                 finally:
                     conn.end_response(number)
 
-            assert await asyncio.gather(*(ask(f"NOOP {n}") for n in range(9))) == [(250, f"NOOP {n}\nok") for n in range(9)]
+            assert await asyncio.gather(*(ask(f"NOOP {n}") for n in range(9))) == [
+                (250, f"NOOP {n}\nok") for n in range(9)
+            ]
             await conn.print_line("DATA")
             assert await conn.read_code_line(3) == (354, "go on")
             async with conn.dot_writer() as text:

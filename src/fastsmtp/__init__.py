@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ResponseError,
         UnexpectedEOF,
     )
-    from .extensions import MailParams, RcptParams
+    from .extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
     from .options import ServerOptions
     from .reply import AuthRequired, AuthUnsupported, DataTooLarge, EnhancedCode, Reply, SMTPError
     from .server import Server
@@ -54,12 +54,14 @@ __all__ = [
     "DataTooLarge",
     "DefaultBackend",
     "DefaultSession",
+    "DeliverBy",
     "EnhancedCode",
     "FastSMTPError",
     "HeaderError",
     "LineTooLong",
     "MailParams",
     "MessageAborted",
+    "OriginalRecipient",
     "ProtocolError",
     "RcptParams",
     "Reply",
@@ -70,6 +72,7 @@ __all__ = [
     "Session",
     "SessionFactory",
     "UnexpectedEOF",
+    "ValidSince",
     "canonical_mime_header_key",
 ]
 
@@ -85,8 +88,11 @@ _HOMES: Final = {
     "ProtocolError": "errors",
     "ResponseError": "errors",
     "UnexpectedEOF": "errors",
+    "DeliverBy": "extensions",
     "MailParams": "extensions",
+    "OriginalRecipient": "extensions",
     "RcptParams": "extensions",
+    "ValidSince": "extensions",
     "ServerOptions": "options",
     "AuthRequired": "reply",
     "AuthUnsupported": "reply",

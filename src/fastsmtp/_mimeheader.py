@@ -20,9 +20,7 @@ class MIMEHeader(dict[str, list[str]]):
 
     __slots__ = ()
 
-    def __init__(
-        self, fields: Mapping[str, Iterable[str]] | Iterable[tuple[str, Iterable[str]]] = (), /
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Iterable[str]] | Iterable[tuple[str, Iterable[str]]] = (), /) -> None:
         super().__init__()
         self.update(fields)
 
@@ -103,5 +101,3 @@ def parse_mime_header(
     if end != len(block):
         raise ProtocolError("octets after the header")
     return MIMEHeader._of_canonical(fields)
-
-

@@ -40,9 +40,7 @@ def send(arguments: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def _transaction(
-    client: smtplib.SMTP, sender: str, recipients: list[str], message: bytes, options: list[str]
-) -> int:
+def _transaction(client: smtplib.SMTP, sender: str, recipients: list[str], message: bytes, options: list[str]) -> int:
     """Send one message; how many recipients were refused.  `smtplib.sendmail` knows one answer to a message, LMTP has one for each."""
     code, text = client.mail(sender, options)
     if code != 250:

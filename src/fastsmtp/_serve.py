@@ -120,7 +120,6 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
     return ServerOptions(
         addr="",
         domain=arguments.domain,
-        greeting="LMTP ready" if arguments.lmtp else "ESMTP ready",
         lmtp=arguments.lmtp,
         max_message_bytes=arguments.max_message_bytes,
         max_recipients=arguments.max_recipients,
@@ -153,9 +152,7 @@ def _listen(arguments: argparse.Namespace) -> tuple[list[list[socket.socket]], s
     if arguments.unix:
         sock = _listen_unix(arguments.unix)
         return [[sock] if worker == 0 else [sock.dup()] for worker in range(workers)], arguments.unix, arguments.unix
-    infos = socket.getaddrinfo(
-        arguments.host or None, arguments.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    infos = socket.getaddrinfo(arguments.host or None, arguments.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = infos[0]
     groups: list[list[socket.socket]] = []
     try:

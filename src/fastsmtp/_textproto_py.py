@@ -50,7 +50,6 @@ _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ENHANCED: Final = re.compile(r"[0-9.]{0,11}")
 
 
-
 def _refuse(name: str, data: object, start: int) -> Never:
     """Say what is wrong with the arguments `data` (called `name` by the caller) and `start`."""
     if not isinstance(data, bytes):

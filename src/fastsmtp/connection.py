@@ -43,6 +43,7 @@ class Conn(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_after_loss",
         "_core",
         "_deadline",
         "_eof",
@@ -71,6 +72,9 @@ class Conn(asyncio.Protocol):
         self._task: asyncio.Task[Any] | None = None  # the hook that the next command waits for
         self._settle: Callable[[Reply | None], None] | None = None  # what to do with its reply
         self._reception: Reception | None = None  # the message that arrives
+        self._after_loss: tuple[Callable[[Any], None], Event] | None = (
+            None  # the command that waits for a lost message's hook
+        )
         self._deadline = _FOREVER
         self._turn: asyncio.Handle | None = None  # the next turn at working on the input
         self._line_waiter: asyncio.Future[None] | None = None
@@ -202,7 +206,7 @@ class Conn(asyncio.Protocol):
         """The connection is gone."""
         self._lost = True
         self._holds |= _ENDING
-        self._renew_hook()
+        self._renew()
         if self._turn is not None:
             self._turn.cancel()
         self._wake_line_waiter()
@@ -258,6 +262,8 @@ class Conn(asyncio.Protocol):
     def _next_turn(self, event: Event | None = None) -> None:
         self._turn = None
         self._holds &= ~_OTHERS_TURN
+        if self._holds & _ENDING:
+            return
         if event is not None:
             _HANDLERS[type(event)](self, event)
         self._run()
@@ -271,6 +277,10 @@ class Conn(asyncio.Protocol):
             return
         if reception is not None and reception.answered:
             self._message_answered(reception)
+        elif self._after_loss is not None:
+            then, event = self._after_loss
+            self._after_loss = self._reception = None
+            then(event)
         self._renew()
         if self._turn is None:
             self._holds |= _OTHERS_TURN
@@ -319,10 +329,13 @@ class Conn(asyncio.Protocol):
     # Events
 
     def _answered(self, event: Answered) -> None:
-        if self._core.in_body:
-            self._renew()  # DATA: the message's own deadline begins
+        if self._core.in_body and self._reception is None:
+            self._renew()  # DATA or the first BDAT: the message's own deadline begins
 
     def _hello(self, event: Hello) -> None:
+        if self._reception is not None:
+            self._drop_message(self._hello, event)
+            return
         session = self._session
         if session is not None and event.again:
             self._call(self._core.reply, self._greet_again, session, event.name)
@@ -354,6 +367,9 @@ class Conn(asyncio.Protocol):
         self._core.reply(reply)
 
     def _reset(self, event: Reset) -> None:
+        if self._reception is not None:
+            self._drop_message(self._reset, event)
+            return
         self._optional(self._session, "reset")
 
     def _verify(self, event: Verify) -> None:
@@ -376,14 +392,28 @@ class Conn(asyncio.Protocol):
             self._message_answered(reception)
         elif reception.waits_for_hook:
             self._holds |= _SESSION_FULL if reception.stalled else _HOOK_RUNS
-            self._renew_hook()
+            self._renew()
         elif not event.ended:
             # What arrives buys time at the least rate, up to the time-out for silence.
             options = self._server.options
             if options.min_body_rate:
-                self._deadline += len(event.payload) / options.min_body_rate
+                self._deadline += event.octets / options.min_body_rate
             if not options.min_body_rate or self._deadline > self._server.now + options.read_timeout:
                 self._renew()
+
+    def _drop_message(self, then: Callable[[Any], None], event: Event) -> None:
+        """The client gives up a message between two chunks: first its hook ends, then the command is done."""
+        reception = self._reception
+        assert reception is not None
+        self._core.reset_transaction()
+        reception.lose("the client gave the message up")
+        if reception.running:
+            self._holds |= _HOOK_RUNS
+            self._after_loss = (then, event)
+            self._renew()
+        else:
+            self._reception = None
+            then(event)
 
     def _message_answered(self, reception: Reception) -> None:
         self._reception = None
@@ -450,7 +480,7 @@ class Conn(asyncio.Protocol):
                     self._settle = settle
                     self._task = task
                     self._holds |= _HOOK_RUNS
-                    self._renew_hook()
+                    self._renew()
                     task.add_done_callback(self._hook_done)
                     return
                 result = self._hooks.outcome(task)
@@ -478,12 +508,13 @@ class Conn(asyncio.Protocol):
     # Patience
 
     def _renew(self) -> None:
-        timeout = self._server.options.read_timeout
-        self._deadline = self._server.now + timeout if timeout else _FOREVER
-
-    def _renew_hook(self) -> None:
-        timeout = self._server.options.hook_timeout
-        self._deadline = self._server.now + timeout if timeout else _FOREVER
+        """A new deadline for what is waited for now; a deaf peer's own goes on."""
+        holds = self._holds
+        if self._lost or not holds & _PEER_IS_DEAF:
+            options = self._server.options
+            hook = self._lost or holds & (_HOOK_RUNS | _SESSION_FULL)
+            timeout = options.hook_timeout if hook else options.read_timeout
+            self._deadline = self._server.now + timeout if timeout else _FOREVER
 
     def timed_out(self) -> None:
         """The server's patience has ended: what for depends on what the connection is doing."""

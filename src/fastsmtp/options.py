@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from . import limits
 from .address import is_address_literal, is_domain
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
     import logging
     import os
 
-__all__ = ["ServerOptions", "TraceWriter", "split_addr"]
+__all__ = ["ServerOptions", "TraceWriter", "is_solicitation", "split_addr"]
+
+_SOLICITATION: Final = re.compile(r"[A-Za-z][A-Za-z0-9._:-]*+(?:,[A-Za-z][A-Za-z0-9._:-]*+)*+")  # RFC 3865 section 2.2
+_NO_SOLICITING: Final = 400  # so that a line with all classes keeps within limits.REPLY_LINE
+_PROFILE: Final = re.compile(r"[A-Za-z0-9._-]{0,20}")  # RFC 6710 section 7
+_SECONDS: Final = 999_999_999  # RFC 2852 section 2, RFC 4865 section 3
 
 
 class TraceWriter(Protocol):
@@ -32,11 +38,25 @@ class ServerOptions:
         addr: "host:port" to listen on ("[::1]:2525" for IPv6, port 0 picks a free one); "" for no TCP listener.
         unix_socket: path of a Unix socket to listen on, with or instead of `addr`.
         domain: the name that the server calls itself (RFC 5321 4.1.1.1).
-        greeting: the words after the domain in the 220 greeting.
+        greeting: the words after the domain in the 220 greeting; "ESMTP ready" or "LMTP ready" if empty.
         lmtp: speak LMTP (RFC 2033) instead of SMTP.
         strict: refuse what RFC 5321 forbids and the world sends all the same: blanks around a path, underscores in HELO's
             name, 8-bit text that was not announced (RFC 6152), NUL in a message.
         smtputf8: offer SMTPUTF8 (RFC 6531).
+        chunking: offer CHUNKING and its verb BDAT (RFC 3030).
+        binarymime: offer BINARYMIME (RFC 3030), with `chunking` only.
+        dsn: offer DSN (RFC 3461).
+        requiretls: offer REQUIRETLS (RFC 8689), under TLS only.
+        deliverby: offer DELIVERBY (RFC 2852) with this minimum of seconds for mode R, 0 for no minimum; None: off.
+        mt_priority: offer MT-PRIORITY (RFC 6710) with this profile's name, "" for no name; None: off.
+        rrvs: offer RRVS (RFC 7293).
+        future_release: offer FUTURERELEASE (RFC 4865) for so many seconds at most.
+        no_soliciting: offer NO-SOLICITING (RFC 3865) and refuse mail of these classes, "a,b", "" for none; None: off.
+        advertise_limits: offer LIMITS (RFC 9422) with `max_recipients`.
+        advertise_help: show HELP in EHLO; the verb is always there.
+        vrfy: show VRFY in EHLO (RFC 5321 3.5.2).
+        expn: show EXPN in EHLO (RFC 5321 3.5.2).
+        etrn: show ETRN in EHLO (RFC 1985).
         bare_newlines: a CR or LF alone within a message is refused with 550 ("reject"), made CR LF ("normalize") or
             kept as it is ("keep").  In no case does it end a line of the protocol.
         max_message_bytes: largest message, announced by SIZE (RFC 1870).
@@ -56,10 +76,24 @@ class ServerOptions:
     addr: str = "127.0.0.1:8025"
     unix_socket: str | os.PathLike[str] | None = None
     domain: str = "localhost"
-    greeting: str = "ESMTP ready"
+    greeting: str = ""
     lmtp: bool = False
     strict: bool = False
     smtputf8: bool = True
+    chunking: bool = True
+    binarymime: bool = True
+    dsn: bool = False
+    requiretls: bool = False
+    deliverby: int | None = None
+    mt_priority: str | None = None
+    rrvs: bool = False
+    future_release: int = 0
+    no_soliciting: str | None = None
+    advertise_limits: bool = False
+    advertise_help: bool = False
+    vrfy: bool = False
+    expn: bool = False
+    etrn: bool = False
     bare_newlines: Literal["reject", "normalize", "keep"] = "reject"
     max_message_bytes: int = limits.MESSAGE_BYTES
     max_recipients: int = limits.RECIPIENTS
@@ -92,10 +126,23 @@ class ServerOptions:
         ):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} is negative")
+        if self.deliverby is not None and not 0 <= self.deliverby <= _SECONDS:
+            raise ConfigurationError(f"deliverby is not within 0 and {_SECONDS}")
+        if not 0 <= self.future_release <= _SECONDS:
+            raise ConfigurationError(f"future_release is not within 0 and {_SECONDS}")
+        if self.mt_priority is not None and _PROFILE.fullmatch(self.mt_priority) is None:
+            raise ConfigurationError(f"mt_priority is no name of a profile: {self.mt_priority!r}")
+        if self.no_soliciting and (len(self.no_soliciting) > _NO_SOLICITING or not is_solicitation(self.no_soliciting)):
+            raise ConfigurationError(f"no_soliciting is no list of solicitation classes: {self.no_soliciting!r}")
         if self.backlog < 1:
             raise ConfigurationError("backlog is less than 1")
         if self.addr:
             split_addr(self.addr)
+
+
+def is_solicitation(text: str) -> bool:
+    """Tell whether `text` is a list of solicitation class keywords, separated by commas (RFC 3865 section 2.2)."""
+    return _SOLICITATION.fullmatch(text) is not None
 
 
 def split_addr(addr: str) -> tuple[str, int]:

@@ -42,6 +42,7 @@ class Reception:
     Attributes:
         stalled: the session has not read enough yet: take no more from the peer.
         answered: the reply is said; the reception is over.
+        lost: the message will not become whole.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Reception:
         "_session",
         "_task",
         "answered",
+        "lost",
         "stalled",
     )
 
@@ -74,6 +76,7 @@ class Reception:
         self._refused = False
         self.stalled = False
         self.answered = False
+        self.lost = False
 
     @property
     def running(self) -> bool:
@@ -114,6 +117,7 @@ class Reception:
 
     def lose(self, why: str) -> None:
         """The message will not become whole: its hook, if it runs, is told by `MessageAborted`."""
+        self.lost = True
         if not self._reader.complete and not self._refused:
             self._reader.set_exception(MessageAborted(why))
         if self._context is not None:
@@ -179,7 +183,7 @@ class Reception:
         """The hook has returned, perhaps before the message's end."""
         self.stalled = False
         self._reply = reply
-        if self._core.awaiting_reply:
+        if self._core.awaiting_reply and not self.lost:
             self._answer()
 
     def _all_answered(self) -> None:

@@ -13,13 +13,17 @@ __all__ = [
     "BAD_HELLO",
     "BAD_SEQUENCE",
     "BARE_NEWLINE",
+    "BDAT_SYNTAX",
+    "BINARY_NEEDS_BDAT",
     "BYE",
+    "CHUNK_OK",
     "EIGHT_BIT_UNDECLARED",
     "HELLO_FIRST",
     "HOOK_FAILED",
     "LINE_TOO_LONG",
     "MAIL_FIRST",
     "MESSAGE_OK",
+    "MIXED_WITH_BDAT",
     "NESTED_MAIL",
     "NOT_IMPLEMENTED",
     "NO_ARGUMENTS",
@@ -206,6 +210,7 @@ OK: Final = _standard(250, "2.0.0", "OK")
 SENDER_OK: Final = _standard(250, "2.1.0", "Sender OK")
 RECIPIENT_OK: Final = _standard(250, "2.1.5", "Recipient OK")
 MESSAGE_OK: Final = _standard(250, "2.0.0", "Message accepted")
+CHUNK_OK: Final = _standard(250, "2.0.0", "Chunk received")
 START_MAIL_INPUT: Final = _standard(354, "", "Start mail input; end with <CRLF>.<CRLF>")
 BYE: Final = _standard(221, "2.0.0", "Bye")
 VRFY_CANNOT: Final = _standard(252, "2.0.0", "Cannot VRFY user, but will accept message and attempt delivery")
@@ -223,6 +228,9 @@ HELLO_FIRST: Final = _standard(503, "5.5.1", "Say hello first")
 NESTED_MAIL: Final = _standard(503, "5.5.1", "Sender already given")
 MAIL_FIRST: Final = _standard(503, "5.5.1", "MAIL first")
 BAD_SEQUENCE: Final = _standard(503, "5.5.1", "Bad sequence of commands")
+MIXED_WITH_BDAT: Final = _standard(503, "5.5.1", "A message in chunks has begun")
+BINARY_NEEDS_BDAT: Final = _standard(503, "5.5.1", "BINARYMIME needs BDAT")
+BDAT_SYNTAX: Final = _standard(501, "5.5.4", "Syntax: BDAT size [LAST]")
 NO_RECIPIENTS: Final = _standard(503, "5.5.1", "RCPT first")
 NO_VALID_RECIPIENTS: Final = _standard(554, "5.5.1", "No valid recipients")
 TOO_MANY_RECIPIENTS: Final = _standard(452, "4.5.3", "Too many recipients")

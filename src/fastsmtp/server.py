@@ -27,12 +27,14 @@ __all__ = ["Server"]
 
 _LONGEST_TICK: Final = 1.0
 _SHORTEST_TICK: Final = 0.005
+_ACCEPTS_PER_TURN: Final = 16
 
 
 @dataclass(slots=True)
 class _Listener:
     server: asyncio.Server
     unlink: str | None
+    identity: tuple[int, int] | None
 
 
 class Server:
@@ -114,7 +116,7 @@ class Server:
             self._closed = asyncio.Event()
             self._empty = asyncio.Event()
         unlink = None
-        backlog = self.options.backlog
+        backlog = min(self.options.backlog, _ACCEPTS_PER_TURN)
 
         def make() -> Conn:
             return Conn(self, loop)
@@ -131,7 +133,14 @@ class Server:
             server = await create(make, sock=sock, backlog=backlog)
         else:
             raise AssertionError("one of the three is given")
-        self._listeners.append(_Listener(server, unlink))
+        for each in server.sockets:
+            with socket.socket(fileno=os.dup(each.fileno())) as twin:
+                twin.listen(self.options.backlog)
+        listener = _Listener(server, unlink, _identity(unlink))
+        self._listeners.append(listener)
+        if self.stopping:  # closed meanwhile
+            await self.close()
+            raise RuntimeError("the server is stopped")
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve on a ready-made listening socket until the server is closed."""
@@ -197,7 +206,7 @@ class Server:
             await self._empty.wait()
         for listener in self._listeners:
             await listener.server.wait_closed()
-            if listener.unlink is not None:
+            if listener.unlink is not None and listener.identity == _identity(listener.unlink):
                 with contextlib.suppress(OSError):
                     os.unlink(listener.unlink)
         self._listeners.clear()
@@ -281,6 +290,17 @@ class Server:
             conn.timed_out()
         if self._conns:
             self._ticker = loop.call_later(self._tick, self._sweep)
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    """Which file is at a path, so that a socket that another server has put there since is left alone."""
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _host(conn: Conn) -> str:

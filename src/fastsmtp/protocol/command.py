@@ -5,21 +5,23 @@ Each function raises `CommandError`, which carries the reply; what the peer sent
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from ..address import AddressError, is_address_literal, is_domain, parse_forward_path, parse_reverse_path
 from ..errors import ProtocolError
-from ..extensions import MailParams, Parameter, ParameterError, RcptParams, parse_parameters
-from ..reply import BAD_HELLO, TOO_LARGE, EnhancedCode, Reply
+from ..extensions import Known, MailParams, ParameterError, RcptParams, check_mail, parse_parameters
+from ..reply import BAD_HELLO, BDAT_SYNTAX, TOO_LARGE, EnhancedCode, Reply
 
-__all__ = ["CommandError", "parse_hello", "parse_mail", "parse_rcpt"]
+__all__ = ["CommandError", "parse_bdat", "parse_hello", "parse_mail", "parse_rcpt"]
 
 _NO_MAIL_PARAMS: Final = MailParams()
 _NO_RCPT_PARAMS: Final = RcptParams()
 _MAIL_SYNTAX: Final = Reply(501, EnhancedCode(5, 5, 4), "Syntax: MAIL FROM:<address>")
 _RCPT_SYNTAX: Final = Reply(501, EnhancedCode(5, 5, 4), "Syntax: RCPT TO:<address>")
 _SENDER_NEEDS_UTF8: Final = Reply(553, EnhancedCode(5, 6, 7), "Non-ASCII sender needs SMTPUTF8")
+_BDAT: Final = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
 _RECIPIENT_NEEDS_UTF8: Final = Reply(553, EnhancedCode(5, 6, 7), "Non-ASCII recipient needs SMTPUTF8")
 
 
@@ -42,7 +44,7 @@ def parse_hello(argument: str, strict: bool) -> str:
 
 
 def parse_mail(
-    argument: str, known: Mapping[str, Parameter], max_message_bytes: int, strict: bool
+    argument: str, known: Mapping[str, Known], max_message_bytes: int, strict: bool
 ) -> tuple[str, MailParams]:
     """MAIL's reverse-path and parameters (RFC 5321 4.1.1.2)."""
     start = _path_start(argument, "FROM:", strict)
@@ -58,14 +60,16 @@ def parse_mail(
         params = MailParams(**_parameters(argument[end:], known))  # type: ignore[arg-type]
         if max_message_bytes and params.size is not None and params.size > max_message_bytes:
             raise CommandError(TOO_LARGE)  # RFC 1870 section 6.1 (1)
+        try:
+            check_mail(params)
+        except ParameterError as error:
+            raise CommandError(_parameter_reply(error)) from None
     if not (params.smtputf8 or sender.isascii()):
         raise CommandError(_SENDER_NEEDS_UTF8)  # RFC 6531 3.5
     return sender, params
 
 
-def parse_rcpt(
-    argument: str, known: Mapping[str, Parameter], smtputf8: bool, strict: bool
-) -> tuple[str, RcptParams]:
+def parse_rcpt(argument: str, known: Mapping[str, Known], smtputf8: bool, strict: bool) -> tuple[str, RcptParams]:
     """RCPT's forward-path and parameters (RFC 5321 4.1.1.3)."""
     start = _path_start(argument, "TO:", strict)
     if start < 0:
@@ -76,10 +80,18 @@ def parse_rcpt(
         raise CommandError(_address_reply(error)) from None
     params = _NO_RCPT_PARAMS
     if end != len(argument):
-        params = RcptParams(**_parameters(argument[end:], known))
+        params = RcptParams(**_parameters(argument[end:], known))  # type: ignore[arg-type]
     if not (smtputf8 or recipient.isascii()):
         raise CommandError(_RECIPIENT_NEEDS_UTF8)  # RFC 6531 3.5
     return recipient, params
+
+
+def parse_bdat(argument: str) -> tuple[int, bool]:
+    """BDAT's size in octets, and whether it is the last chunk (RFC 3030 section 2)."""
+    match = _BDAT.fullmatch(argument)
+    if match is None:
+        raise CommandError(BDAT_SYNTAX)
+    return int(match[1]), match[2] is not None
 
 
 def _path_start(argument: str, keyword: str, strict: bool) -> int:
@@ -96,14 +108,16 @@ def _path_start(argument: str, keyword: str, strict: bool) -> int:
     return start
 
 
-def _parameters(text: str, known: Mapping[str, Parameter]) -> dict[str, object]:
+def _parameters(text: str, known: Mapping[str, Known]) -> dict[str, object]:
     try:
         return parse_parameters(text, known)
     except ParameterError as error:
-        raise CommandError(Reply(error.code, EnhancedCode(5, 5, 4), error.reason)) from None
+        raise CommandError(_parameter_reply(error)) from None
+
+
+def _parameter_reply(error: ParameterError) -> Reply:
+    return Reply(error.code, EnhancedCode(*error.enhanced), error.reason)
 
 
 def _address_reply(error: AddressError) -> Reply:
     return Reply(error.code, EnhancedCode(*error.enhanced), error.reason)
-
-

@@ -6,7 +6,7 @@ the hot path; a frozen dataclass costs 0.4 us more per event, so these are slott
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from ..extensions import MailParams, RcptParams
@@ -48,11 +48,13 @@ class Body:
         payload: its octets, CR LF kept, dots removed.
         ended: the message is whole, or its refused rest is consumed: answer it.
         refusal: why the message is refused; set as soon as that is known, and then payload is empty.
+        octets: how much of the input this piece was, of a refused message too.
     """
 
     payload: bytes
     ended: bool
     refusal: Reply | None
+    octets: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)

@@ -15,16 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from .. import limits
-from ..extensions import Capabilities, MailParams, RcptParams
+from ..extensions import Capabilities, MailParams, Offer, RcptParams
 from ..options import ServerOptions
 from ..reply import (
     BAD_CHARACTERS,
     BAD_SEQUENCE,
+    BINARY_NEEDS_BDAT,
     BYE,
+    CHUNK_OK,
     HELLO_FIRST,
     LINE_TOO_LONG,
     MAIL_FIRST,
     MESSAGE_OK,
+    MIXED_WITH_BDAT,
     NESTED_MAIL,
     NO_ARGUMENTS,
     NO_RECIPIENTS,
@@ -45,8 +48,8 @@ from ..reply import (
     Reply,
 )
 from ..textproto import CONTROL, NOT_UTF8, scan_command
-from .body import DataReceiver
-from .command import CommandError, parse_hello, parse_mail, parse_rcpt
+from .body import ChunkReceiver, DataReceiver
+from .command import CommandError, parse_bdat, parse_hello, parse_mail, parse_rcpt
 from .events import ANSWERED, RESET, Body, Event, Hello, MailFrom, RcptTo, Verify
 
 __all__ = ["ServerProfile", "ServerProtocol"]
@@ -61,18 +64,31 @@ class ServerProfile:
         options: the server's options.
     """
 
-    __slots__ = ("basic", "ehlo", "extended", "greeting", "hello", "help", "options")
+    __slots__ = ("_ehlo", "basic", "commands", "extended", "greeting", "hello", "help", "options")
 
     def __init__(self, options: ServerOptions) -> None:
         self.options: Final = options
-        self.extended: Final = Capabilities(options)
-        self.basic: Final = Capabilities(options, extended=False)
+        offer = Offer(options)
+        self.extended: Final = Capabilities(offer)
+        self.basic: Final = Capabilities(offer, extended=False)
         none = EnhancedCode.NONE
-        self.greeting: Final = Reply(220, none, f"{options.domain} {options.greeting}")
+        words = options.greeting or ("LMTP ready" if options.lmtp else "ESMTP ready")
+        self.greeting: Final = Reply(220, none, f"{options.domain} {words}")
         self.hello: Final = Reply(250, none, options.domain)
-        self.ehlo: Final = Reply(250, none, "\n".join((options.domain, *self.extended.lines)))
-        verbs = [verb for verb in _COMMANDS if verb not in (("HELO", "EHLO") if options.lmtp else ("LHLO",))]
+        self._ehlo: Final = self._ehlo_with(self.extended)
+        self.commands: Final = {verb: _COMMANDS[verb] for verb in _COMMANDS if verb != "BDAT" or options.chunking}
+        verbs = self.commands.keys() - ({"HELO", "EHLO"} if options.lmtp else {"LHLO"})
         self.help: Final = Reply(214, EnhancedCode(2, 0, 0), "Commands: " + " ".join(sorted(verbs)))
+
+    @property
+    def ehlo(self) -> Reply:
+        """The answer to EHLO and LHLO."""
+        if self.extended.fleeting:
+            return self._ehlo_with(Capabilities(Offer(self.options)))
+        return self._ehlo
+
+    def _ehlo_with(self, capabilities: Capabilities) -> Reply:
+        return Reply(250, EnhancedCode.NONE, "\n".join((self.options.domain, *capabilities.lines)))
 
 
 class ServerProtocol:
@@ -96,7 +112,9 @@ class ServerProtocol:
     __slots__ = (
         "_buffer",
         "_capabilities",
+        "_chunks",
         "_commands",
+        "_discard",
         "_event",
         "_options",
         "_out",
@@ -130,9 +148,11 @@ class ServerProtocol:
         self._out: list[bytes] = []
         self._event: Event = ANSWERED
         self._settle: Callable[[ServerProtocol, Reply | None], None] | None = None
-        self._receiver: DataReceiver | None = None
+        self._receiver: DataReceiver | ChunkReceiver | None = None  # whose octets arrive now
+        self._chunks: ChunkReceiver | None = None  # the message that comes in chunks, between them too
+        self._discard = 0  # octets of a chunk that belongs to no message
         self._tried_recipients = False
-        self._commands = _COMMANDS
+        self._commands: Mapping[str, Callable[[ServerProtocol, str], Event]] = profile.commands
         self.lmtp = profile.options.lmtp
         self.closing = False
         self.quit = False
@@ -175,7 +195,7 @@ class ServerProtocol:
     @property
     def in_body(self) -> bool:
         """The peer is sending a message, or one waits for its reply."""
-        return self._receiver is not None
+        return self._receiver is not None or self._chunks is not None
 
     @property
     def awaiting_reply(self) -> bool:
@@ -202,6 +222,8 @@ class ServerProtocol:
         buffer = self._buffer
         if pos >= len(buffer):
             return None
+        if self._discard:
+            return self._discard_chunk()
         end, verb, argument, flags = scan_command(buffer, pos)
         if not end:
             return self._unended_line()
@@ -271,8 +293,9 @@ class ServerProtocol:
         return line
 
     def reset_transaction(self) -> None:
-        """Forget sender, recipients and their parameters."""
+        """Forget sender, recipients, their parameters and the chunks of a message."""
         self.sender = None
+        self._chunks = None
         self.mail_params = _NO_PARAMS
         self._tried_recipients = False
         # New lists: a session's context may still hold the old ones.
@@ -396,11 +419,11 @@ class ServerProtocol:
     def _rcpt(self, argument: str) -> Event:
         if self.sender is None:
             return self._refuse(MAIL_FIRST if self.hello else HELLO_FIRST)
+        if self._chunks is not None:
+            return self._refuse(MIXED_WITH_BDAT)
         self._tried_recipients = True
         options = self._options
-        recipient, params = parse_rcpt(
-            argument, self._capabilities.rcpt, self.mail_params.smtputf8, options.strict
-        )
+        recipient, params = parse_rcpt(argument, self._capabilities.rcpt, self.mail_params.smtputf8, options.strict)
         if len(self.recipients) >= options.max_recipients > 0:
             # Not an error of the peer: RFC 5321 4.5.3.1.10 lets it send the others in another transaction.
             self._say(TOO_MANY_RECIPIENTS)
@@ -421,21 +444,72 @@ class ServerProtocol:
         if argument:
             return self._refuse(NO_ARGUMENTS)
         if not self.recipients:
-            if self.sender is None:
-                return self._refuse(MAIL_FIRST if self.hello else HELLO_FIRST)
-            return self._refuse(NO_VALID_RECIPIENTS if self._tried_recipients else NO_RECIPIENTS)
-        self._receiver = DataReceiver(self._options, self.mail_params.body == "8BITMIME" or self.mail_params.smtputf8)
+            return self._refuse(self._no_recipients())
+        if self._chunks is not None:
+            return self._refuse(MIXED_WITH_BDAT)
+        if self.mail_params.body == "BINARYMIME":
+            return self._refuse(BINARY_NEEDS_BDAT)
+        self._receiver = DataReceiver(self._options, self._eight_bit_ok)
         self._say(START_MAIL_INPUT)
         self.must_flush = True
         return ANSWERED
 
-    def _next_body(self, receiver: DataReceiver) -> Event | None:
+    def _no_recipients(self) -> Reply:
+        if self.sender is None:
+            return MAIL_FIRST if self.hello else HELLO_FIRST
+        return NO_VALID_RECIPIENTS if self._tried_recipients else NO_RECIPIENTS
+
+    @property
+    def _eight_bit_ok(self) -> bool:
+        return self.mail_params.body in ("8BITMIME", "BINARYMIME") or self.mail_params.smtputf8
+
+    def _bdat(self, argument: str) -> Event:
+        try:
+            size, last = parse_bdat(argument)
+        except CommandError as error:
+            # Where this chunk ends cannot be known, so what follows cannot be told from commands.
+            self._refuse(error.reply)
+            self._close()
+            return ANSWERED
+        if not self.recipients:
+            self._discard = size
+            return ANSWERED if size else self._refuse(self._no_recipients())
+        chunks = self._chunks
+        if chunks is None:
+            binary = self.mail_params.body == "BINARYMIME"
+            chunks = self._chunks = ChunkReceiver(self._options, self._eight_bit_ok, binary)
+        chunks.begin(size, last)
+        self._receiver = chunks
+        # An empty chunk has nothing to wait for.
+        return ANSWERED if size else self._take_chunk(chunks)
+
+    def _discard_chunk(self) -> Event | None:
+        end = min(len(self._buffer), self._pos + self._discard)
+        self._discard -= end - self._pos
+        self._pos = end
+        return None if self._discard else self._refuse(self._no_recipients())
+
+    def _take_chunk(self, chunks: ChunkReceiver) -> Event:
+        start = self._pos
+        payload, self._pos = chunks.receive(self._buffer, start)
+        if chunks.ended:
+            self._settle = ServerProtocol._settle_body
+        elif not chunks.left:
+            self._receiver = None
+            self._say(chunks.refusal or CHUNK_OK)
+            self.must_flush = True
+        return Body(payload, chunks.ended, chunks.refusal, self._pos - start)
+
+    def _next_body(self, receiver: DataReceiver | ChunkReceiver) -> Event | None:
         if self._pos >= len(self._buffer):
             return None
-        payload, self._pos = receiver.receive(self._buffer, self._pos)
+        if type(receiver) is ChunkReceiver:
+            return self._take_chunk(receiver)
+        start = self._pos
+        payload, self._pos = receiver.receive(self._buffer, start)
         if receiver.ended:
             self._settle = ServerProtocol._settle_body
-        return Body(payload, receiver.ended, receiver.refusal)
+        return Body(payload, receiver.ended, receiver.refusal, self._pos - start)
 
     def _settle_body(self, reply: Reply | None) -> None:
         assert self._receiver is not None
@@ -492,6 +566,7 @@ _COMMANDS: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
     "MAIL": ServerProtocol._mail,
     "RCPT": ServerProtocol._rcpt,
     "DATA": ServerProtocol._data,
+    "BDAT": ServerProtocol._bdat,
     "RSET": ServerProtocol._rset,
     "NOOP": ServerProtocol._noop,
     "VRFY": ServerProtocol._vrfy,
