@@ -82,14 +82,18 @@ def run(code: str) -> None:
 
 def test_low_floors_load_no_io() -> None:
     rooms = [room for floor in FLOORS[:4] for room in floor if room != "_textproto"]
-    names = ", ".join(f"'fastsmtp.{room}'" for room in rooms if (SOURCE / f"{room}.py").exists() or (SOURCE / room).is_dir())
+    names = ", ".join(
+        f"'fastsmtp.{room}'" for room in rooms if (SOURCE / f"{room}.py").exists() or (SOURCE / room).is_dir()
+    )
     run(
         f"import importlib, sys\nfor name in ({names},): importlib.import_module(name)\n"
         "loaded = {'asyncio', 'socket', 'ssl'} & set(sys.modules)\nassert not loaded, loaded"
     )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__main__.py"], ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.name != "__main__.py"], ids=lambda path: str(path.relative_to(SOURCE))
+)
 def test_every_module_can_be_imported_alone(path: pathlib.Path) -> None:
     parts = path.relative_to(SOURCE).with_suffix("").parts
     name = ".".join(("fastsmtp", *(parts[:-1] if parts[-1] == "__init__" else parts)))
