@@ -29,6 +29,6 @@ def context(
 ) -> DataContext:
     """A transaction."""
     state = ConnectionState(helo, remote_addr, ("127.0.0.1", 25), None, protocol)
-    conn: Any = SimpleNamespace(state=state)
+    conn: Any = SimpleNamespace(username="", state=state)
     params = MailParams(smtputf8=smtputf8)
     return DataContext(conn, sender, params, recipients, [RcptParams()] * len(recipients), helo)

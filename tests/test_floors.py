@@ -17,12 +17,12 @@ SOURCE = pathlib.Path(fastsmtp.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "limits", "_vocabulary", "errors"),
     ("_textproto", "_textproto_py", "_twin", "_mimeheader", "_textio", "textproto"),
-    ("reply", "address", "xtext", "options", "extensions", "sasl"),
+    ("reply", "address", "xtext", "networks", "options", "extensions", "sasl"),
     ("protocol",),
-    ("session",),
-    ("counters", "hooks", "reception", "connection", "server", "client", "pool"),
+    ("session", "authfile", "tls"),
+    ("counters", "hooks", "reception", "authentication", "entrance", "connection", "server", "client", "pool"),
     ("delivery",),
-    ("_send", "_serve", "cli", "__main__"),
+    ("_passwd", "_send", "_serve", "cli", "__main__"),
 )
 PLACES = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)

@@ -13,15 +13,46 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from . import limits
+from .authentication import Exchange, failure_delay
+from .entrance import ProxyGate, start_tls
 from .errors import MessageAborted
-from .protocol import Answered, Body, Event, Hello, MailFrom, RcptTo, Reset, ServerProtocol, Verify
+from .protocol import (
+    Answered,
+    Auth,
+    AuthResponse,
+    Body,
+    ClientIs,
+    Event,
+    Expand,
+    Hello,
+    MailFrom,
+    RcptTo,
+    Reset,
+    ServerProtocol,
+    StartQueue,
+    StartTLS,
+    Verify,
+    XClient,
+    XForward,
+)
 from .reception import Reception
-from .reply import HOOK_FAILED, SHUTTING_DOWN, TIMED_OUT, TOO_MANY_CONNECTIONS, EnhancedCode, Reply
+from .reply import (
+    HOOK_FAILED,
+    NOT_IMPLEMENTED,
+    SHUTTING_DOWN,
+    TIMED_OUT,
+    TLS_UNAVAILABLE,
+    TOO_MANY_AUTH_FAILURES,
+    TOO_MANY_CONNECTIONS,
+    EnhancedCode,
+    Reply,
+)
 from .session import Address, ConnectionState, Session
 
 if TYPE_CHECKING:
     import ssl
 
+    from .protocol.proxy import ProxyHeader
     from .server import Server
 
 __all__ = ["Conn"]
@@ -34,6 +65,7 @@ _PEER_IS_DEAF: Final = 2  # the peer does not read its replies
 _OTHERS_TURN: Final = 4  # other connections get their turn first
 _ENDING: Final = 8  # the last word is said, or the connection is lost
 _SESSION_FULL: Final = 16  # the session has not read enough of its message
+_AT_THE_GATE: Final = 32  # the PROXY header has not come
 
 
 class Conn(asyncio.Protocol):
@@ -44,14 +76,18 @@ class Conn(asyncio.Protocol):
 
     __slots__ = (
         "_after_loss",
+        "_auth_failures",
         "_core",
         "_deadline",
         "_eof",
+        "_exchange",
         "_holds",
         "_hooks",
+        "_implicit_tls",
         "_line_waiter",
         "_loop",
         "_lost",
+        "_proxy",
         "_reading_paused",
         "_reception",
         "_server",
@@ -60,9 +96,11 @@ class Conn(asyncio.Protocol):
         "_task",
         "_transport",
         "_turn",
+        "_username",
+        "_xclient",
     )
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, implicit_tls: bool = False) -> None:
         self._server = server
         self._hooks = server.hooks
         self._loop = loop
@@ -82,6 +120,12 @@ class Conn(asyncio.Protocol):
         self._reading_paused = False
         self._eof = False
         self._lost = False
+        self._implicit_tls = implicit_tls
+        self._proxy: ProxyHeader | None = None
+        self._xclient: XClient | None = None
+        self._exchange: Exchange | None = None  # AUTH, while it goes on
+        self._auth_failures = 0
+        self._username = ""
 
     # What sessions and backends use
 
@@ -103,20 +147,55 @@ class Conn(asyncio.Protocol):
     @property
     def state(self) -> ConnectionState:
         """What is known of the connection now."""
-        core = self._core
+        core, xclient = self._core, self._xclient
         return ConnectionState(
-            hostname=core.hello,
+            hostname=core.hello or (xclient and xclient.helo) or "",
             remote_addr=self.remote_addr,
-            local_addr=self._transport.get_extra_info("sockname"),
+            local_addr=self.local_addr,
             tls=self.tls_connection_state,
             protocol={"EHLO": "ESMTP", "LHLO": "LMTP"}.get(core.hello_verb, "SMTP"),
+            username=self._username or (xclient and xclient.login) or "",
+            proxy=self._proxy,
+            xclient=xclient,
         )
 
     @property
     def remote_addr(self) -> Address:
-        """The client's socket address."""
+        """The client's socket address, as PROXY or XCLIENT have it if they were allowed to."""
+        xclient = self._xclient
+        if xclient is not None and xclient.addr is not None:
+            return (xclient.addr, xclient.port or 0)
+        return self.peer_addr
+
+    @property
+    def peer_addr(self) -> Address:
+        """The address of who speaks to us, which XCLIENT does not change: what decides whom to trust."""
+        proxy = self._proxy
+        if proxy is not None and proxy.command == "PROXY":
+            return proxy.source or ("", 0)
         address: Address = self._transport.get_extra_info("peername")
         return address
+
+    @property
+    def local_addr(self) -> Address:
+        """The server's socket address, as PROXY or XCLIENT have it if they were allowed to."""
+        xclient, proxy = self._xclient, self._proxy
+        if xclient is not None and xclient.destaddr is not None:
+            return (xclient.destaddr, xclient.destport or 0)
+        if proxy is not None and proxy.destination is not None:
+            return proxy.destination
+        address: Address = self._transport.get_extra_info("sockname")
+        return address
+
+    @property
+    def username(self) -> str:
+        """Who the client has authenticated as, "" for nobody."""
+        return self._username
+
+    @property
+    def xforward(self) -> XForward | None:
+        """What a trusted peer said of the client behind it for this transaction, or None."""
+        return self._core.xforward
 
     @property
     def tls_connection_state(self) -> ssl.SSLObject | None:
@@ -153,6 +232,10 @@ class Conn(asyncio.Protocol):
                 self._line_waiter = None
         return line
 
+    def withhold_auth(self, until_tls: bool) -> None:
+        """AUTH is not offered, or only within TLS.  For the server."""
+        self._core.auth_withheld = until_tls
+
     def reject(self, reply: Reply = TOO_MANY_CONNECTIONS) -> None:
         """Say 421 and close."""
         self.hang_up(reply, "the connection was rejected")
@@ -174,9 +257,35 @@ class Conn(asyncio.Protocol):
             self._core.trace = self._trace
         refusal = server.attach(self)
         self._renew()
+        if server.proxies and self.peer_addr in server.proxies:
+            self._holds |= _AT_THE_GATE
+            self._deadline = server.now + limits.PROXY_TIMEOUT
+            self._transport.set_protocol(ProxyGate(self, self._transport))
+        else:
+            self._admit(refusal)
+
+    def proxied(self, header: ProxyHeader) -> None:
+        """The PROXY header has come.  For the gate."""
+        self._holds &= ~_AT_THE_GATE
+        self._proxy = header
+        self._renew()
+        self._admit(SHUTTING_DOWN if self._server.stopping else None)
+
+    def _admit(self, refusal: Reply | None) -> None:
+        """The client's address is known: is it welcome, and does it begin with TLS?"""
+        refusal = self._server.admit(self) or refusal
+        if not self._implicit_tls:
+            self._begin(refusal)
+        elif refusal is None and (context := self._server.tls_context()) is not None:
+            self._call(self._begin, self._shake_hands, context)
+        else:
+            self.close()  # a handshake only to say no would cost more than it is worth
+
+    def _begin(self, refusal: Reply | None) -> None:
+        """SMTP begins."""
         if refusal is not None:
             self._greeted(refusal)
-        elif server.session_on_connect:
+        elif self._server.session_on_connect:
             self._call(self._greeted, self._open)
         else:
             self._greeted(None)
@@ -200,10 +309,12 @@ class Conn(asyncio.Protocol):
         self._eof = True
         self._wake_line_waiter()
         self._run()
-        return not self._holds & _ENDING
+        return not self._holds & _ENDING and not self._core.offer.tls  # under TLS nothing can be kept open
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        if self._lost:
+            return
         self._lost = True
         self._holds |= _ENDING
         self._renew()
@@ -375,10 +486,16 @@ class Conn(asyncio.Protocol):
     def _verify(self, event: Verify) -> None:
         self._optional(self._session, "vrfy", event.argument)
 
-    def _optional(self, session: Session | None, name: str, *arguments: object) -> None:
+    def _expand(self, event: Expand) -> None:
+        self._optional(self._session, "expn", event.argument, missing=NOT_IMPLEMENTED)
+
+    def _start_queue(self, event: StartQueue) -> None:
+        self._optional(self._session, "etrn", event.node, missing=NOT_IMPLEMENTED)
+
+    def _optional(self, session: Session | None, name: str, *arguments: object, missing: Reply | None = None) -> None:
         hook = getattr(session, name, None)
         if hook is None:
-            self._core.reply(None)
+            self._core.reply(missing)
         else:
             self._call(self._core.reply, hook, *arguments)
 
@@ -421,6 +538,98 @@ class Conn(asyncio.Protocol):
         if session is not None:
             self._call(_no_answer, session.reset)
 
+    # TLS and who the client is
+
+    def _start_tls(self, event: StartTLS) -> None:
+        context = self._server.tls_context()
+        if context is None:
+            self._core.reply(TLS_UNAVAILABLE)
+            return
+        self._core.reply(None)
+        self._flush()
+        self._call(self._start_over, self._shake_hands, context)
+
+    def _shake_hands(self, context: ssl.SSLContext) -> Awaitable[Reply | None]:
+        self._core.begin_tls()
+        self._holds &= ~_PEER_IS_DEAF
+        timeout = self._server.options.handshake_timeout
+        return self._secure(start_tls(self._loop, self._transport, self, context, timeout))
+
+    async def _secure(self, handshake: Awaitable[asyncio.Transport | None]) -> Reply | None:
+        transport = await handshake
+        if transport is None:
+            self._holds |= _ENDING
+        else:
+            self._transport = transport
+            self._reading_paused = False
+            self._server.counters.tls += 1
+        return None
+
+    def _start_over(self, reply: Reply | None) -> None:
+        """TLS has begun: the client starts over, and a login is forgotten (RFC 3207 section 4.2)."""
+        session = self._session
+        self._core.offer = self._server.offer_for(self)
+        if session is None:
+            return
+        if self._username:
+            self._username = ""
+            self._session = None  # the next one is asked for at MAIL
+            self._call(_no_answer, session.logout)
+        else:
+            self._call(_no_answer, session.reset)
+
+    def _auth(self, event: Auth) -> None:
+        self._exchange = Exchange(self, event.mechanism)
+        self._call(self._auth_stepped, self._auth_step, self._exchange, event.response)
+
+    def _auth_response(self, event: AuthResponse) -> None:
+        assert self._exchange is not None
+        self._call(self._auth_stepped, self._auth_step, self._exchange, event.response)
+
+    async def _auth_step(self, exchange: Exchange, response: bytes | None) -> Reply | None:
+        reply = await exchange.step(response)
+        session = exchange.session
+        if reply is None and session is not None and session is not self._session:
+            reply = await self._introduce(session)
+            if reply is None:
+                before, self._session = self._session, session
+                if before is not None:
+                    await self._hooks.call(before, "logout")
+        if reply is not None and reply.code == 535:
+            self._auth_failures += 1
+            self._server.counters.auth_failures += 1
+            await asyncio.sleep(failure_delay(self._server.options.auth_failure_delay, self._auth_failures))
+        return reply
+
+    def _auth_stepped(self, reply: Reply | None) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if reply is None and exchange.session is None:
+            self._core.challenge(exchange.challenge)
+            return
+        self._exchange = None
+        self._core.reply(reply)
+        if reply is None:
+            self._username = exchange.username
+            self._server.counters.authenticated += 1
+        elif self._auth_failures >= self._server.options.max_auth_failures > 0 and not self._core.closing:
+            self._core.say(TOO_MANY_AUTH_FAILURES)
+
+    def _client_is(self, event: ClientIs) -> None:
+        self._xclient = (self._xclient or XClient()).updated(event.values)
+        self._username = ""
+        self._call(self._core.reply, self._reopen)
+
+    async def _reopen(self) -> Reply | None:
+        """XCLIENT: another client, so another session."""
+        session, self._session = self._session, None
+        if session is not None:
+            await self._hooks.call(session, "logout")
+        if not self._server.session_on_connect:
+            return None
+        reply: Reply | None = await self._hooks.call(self, "_open")
+        return None if reply is None or reply.accepted else reply
+
     # Sessions
 
     def _open(self) -> Any:
@@ -441,14 +650,22 @@ class Conn(asyncio.Protocol):
         session: Any = self._server.backend.anonymous_login(self.state)
         if inspect.isawaitable(session):
             session = await session
+        reply = await self._introduce(session)
+        if reply is not None:
+            return reply
+        self._session = session
+        return await self._hooks.call(session, "mail", event.sender, event.params)
+
+    async def _introduce(self, session: Session) -> Reply | None:
+        """A session that comes late sees connect and helo first; a refusal by one of them."""
         for name, argument in (("connect", self), ("helo", self._core.hello)):
             reply = await self._hooks.call(session, name, argument)
             if reply is not None and not reply.accepted:
                 return reply
-        self._session = session
-        return await self._hooks.call(session, "mail", event.sender, event.params)
+        return None
 
     def _greeted(self, reply: Reply | None) -> None:
+        self._core.offer = self._server.offer_for(self)
         self._core.greet(reply if reply is not None and not reply.accepted else None)
 
     def _end(self) -> None:
@@ -523,7 +740,7 @@ class Conn(asyncio.Protocol):
         if self._lost:
             self._hooks.given_up("after its connection was lost")
             self._abandon()
-        elif self._holds & (_ENDING | _PEER_IS_DEAF):
+        elif self._holds & (_ENDING | _PEER_IS_DEAF | _AT_THE_GATE):
             self._transport.abort()
         elif self._task is not None:
             settle = self._settle
@@ -619,4 +836,10 @@ _HANDLERS: Final[dict[type[Event], Callable[[Conn, Any], None]]] = {
     Body: Conn._body,
     Reset: Conn._reset,
     Verify: Conn._verify,
+    Expand: Conn._expand,
+    StartQueue: Conn._start_queue,
+    StartTLS: Conn._start_tls,
+    Auth: Conn._auth,
+    AuthResponse: Conn._auth_response,
+    ClientIs: Conn._client_is,
 }

@@ -19,6 +19,10 @@ class Counters:
         octets: octets of those.
         rejected: MAIL, RCPT and messages answered 4xx or 5xx by a session or a limit.
         errors: hooks that failed with an unexpected exception.
+        tls: connections that came to be under TLS.
+        tls_failures: handshakes that failed.
+        authenticated: successful authentications.
+        auth_failures: failed ones.
     """
 
     connections: int = 0
@@ -28,3 +32,7 @@ class Counters:
     octets: int = 0
     rejected: int = 0
     errors: int = 0
+    tls: int = 0
+    tls_failures: int = 0
+    authenticated: int = 0
+    auth_failures: int = 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "AUTH_FAILURES",
+    "AUTH_LINE",
     "BODY_HIGH_WATER",
     "COMMANDS_PER_TURN",
     "COMMAND_LINE",
@@ -18,6 +20,7 @@ __all__ = [
     "DOMAIN",
     "ERRORS",
     "ESMTP_PARAMETERS",
+    "HANDSHAKE_TIMEOUT",
     "HEADER_BYTES",
     "HEADER_FIELDS",
     "HOOK_TIMEOUT",
@@ -26,8 +29,10 @@ __all__ = [
     "MESSAGE_BYTES",
     "MIN_BODY_RATE",
     "PATH",
+    "PROXY_TIMEOUT",
     "READ_TIMEOUT",
     "RECIPIENTS",
+    "REPLY_BYTES",
     "REPLY_LINE",
     "REPLY_LINES",
     "TEXT_LINE",
@@ -50,6 +55,12 @@ COMMAND_LINE: Final = 2048
 """A command line with its CR LF.  RFC 5321 4.5.3.1.4 asks for 512; each extension adds to it (SIZE 26,
 8BITMIME 17, SMTPUTF8 10, DSN 500 and more), so the sum is rounded up."""
 
+AUTH_LINE: Final = 12288
+"""An AUTH command, or a response within its exchange, with its CR LF (RFC 4954 section 4)."""
+
+AUTH_FAILURES: Final = 3
+"""Failed authentications of one connection before 421."""
+
 COMMAND_LINE_FLOOD: Final = 65536
 """Octets of one unended command line after which the peer is told 421 and left."""
 
@@ -62,6 +73,9 @@ REPLY_LINE: Final = 512
 
 REPLY_LINES: Final = 256
 """Lines that are read of one multi-line reply before it is taken for a flood."""
+
+REPLY_BYTES: Final = 65536
+"""Octets of one reply, all its lines together, that a client reads."""
 
 RECIPIENTS: Final = 1000
 """Recipients of one message.  RFC 5321 4.5.3.1.8 asks for at least 100; Postfix takes 1000."""
@@ -90,6 +104,12 @@ COMMANDS_PER_TURN: Final = 128
 
 READ_TIMEOUT: Final = 300.0
 """Waiting for a command, and silence within a body (RFC 5321 4.5.3.2.7 asks for at least 5 minutes)."""
+
+HANDSHAKE_TIMEOUT: Final = 30.0
+"""A TLS handshake."""
+
+PROXY_TIMEOUT: Final = 5.0
+"""A PROXY header; what sends it is near."""
 
 WRITE_TIMEOUT: Final = 60.0
 """A peer that does not take its replies."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from . import limits
 from .address import is_address_literal, is_domain
 from .errors import ConfigurationError
+from .networks import Networks
 
 if TYPE_CHECKING:
     import logging
     import os
+    import ssl
 
 __all__ = ["ServerOptions", "TraceWriter", "is_solicitation", "split_addr"]
 
@@ -57,6 +60,18 @@ class ServerOptions:
         vrfy: show VRFY in EHLO (RFC 5321 3.5.2).
         expn: show EXPN in EHLO (RFC 5321 3.5.2).
         etrn: show ETRN in EHLO (RFC 1985).
+        tls: the context of TLS, or what gives the current one for each connection; None: no TLS (RFC 3207).
+        implicit_tls: the listeners of `addr` and `unix_socket` begin with TLS (RFC 8314 section 3.3) instead of STARTTLS.
+        require_tls: 530 to whatever comes before TLS (RFC 3207 section 4).
+        handshake_timeout: a TLS handshake.
+        allow_insecure_auth: offer AUTH in plaintext too.
+        disable_auth: never offer AUTH.
+        max_auth_failures: failed authentications of one connection before 421.
+        auth_failure_delay: waiting before a failed authentication is answered, doubled with each.
+        allow_xforward: networks whose peers may say XFORWARD, such as "192.0.2.0/24", or "unix"; True: loopback and Unix
+            sockets.
+        allow_xclient: the same for XCLIENT.
+        proxy_from: the same for peers that begin with a PROXY header; they must.
         bare_newlines: a CR or LF alone within a message is refused with 550 ("reject"), made CR LF ("normalize") or
             kept as it is ("keep").  In no case does it end a line of the protocol.
         max_message_bytes: largest message, announced by SIZE (RFC 1870).
@@ -94,6 +109,17 @@ class ServerOptions:
     vrfy: bool = False
     expn: bool = False
     etrn: bool = False
+    tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None
+    implicit_tls: bool = False
+    require_tls: bool = False
+    handshake_timeout: float = limits.HANDSHAKE_TIMEOUT
+    allow_insecure_auth: bool = False
+    disable_auth: bool = False
+    max_auth_failures: int = limits.AUTH_FAILURES
+    auth_failure_delay: float = 1.0
+    allow_xforward: bool | Sequence[str] = False
+    allow_xclient: bool | Sequence[str] = False
+    proxy_from: bool | Sequence[str] = False
     bare_newlines: Literal["reject", "normalize", "keep"] = "reject"
     max_message_bytes: int = limits.MESSAGE_BYTES
     max_recipients: int = limits.RECIPIENTS
@@ -123,6 +149,9 @@ class ServerOptions:
             "read_timeout",
             "write_timeout",
             "hook_timeout",
+            "handshake_timeout",
+            "max_auth_failures",
+            "auth_failure_delay",
         ):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} is negative")
@@ -134,6 +163,10 @@ class ServerOptions:
             raise ConfigurationError(f"mt_priority is no name of a profile: {self.mt_priority!r}")
         if self.no_soliciting and (len(self.no_soliciting) > _NO_SOLICITING or not is_solicitation(self.no_soliciting)):
             raise ConfigurationError(f"no_soliciting is no list of solicitation classes: {self.no_soliciting!r}")
+        if self.tls is None and (self.implicit_tls or self.require_tls):
+            raise ConfigurationError("implicit_tls and require_tls need tls")
+        for name in ("allow_xforward", "allow_xclient", "proxy_from"):
+            Networks(getattr(self, name))
         if self.backlog < 1:
             raise ConfigurationError("backlog is less than 1")
         if self.addr:

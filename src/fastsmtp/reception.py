@@ -148,7 +148,7 @@ class Reception:
         core = self._core
         assert core.sender is not None
         context = self._context = DataContext(
-            self._conn, core.sender, core.mail_params, core.recipients, core.rcpt_params, core.hello
+            self._conn, core.sender, core.mail_params, core.recipients, core.rcpt_params, core.hello, core.xforward
         )
         hook = self._session.data
         try:

@@ -9,6 +9,16 @@ from .errors import FastSMTPError
 from .textproto import encode_reply
 
 __all__ = [
+    "ALREADY_AUTHENTICATED",
+    "AUTHENTICATED",
+    "AUTH_CANCELLED",
+    "AUTH_FAILED",
+    "AUTH_MALFORMED",
+    "AUTH_NEEDS_TLS",
+    "AUTH_SYNTAX",
+    "AUTH_TOO_LONG",
+    "AUTH_UNAVAILABLE",
+    "BAD_BASE64",
     "BAD_CHARACTERS",
     "BAD_HELLO",
     "BAD_SEQUENCE",
@@ -17,7 +27,12 @@ __all__ = [
     "BINARY_NEEDS_BDAT",
     "BYE",
     "CHUNK_OK",
+    "EARLY_TALKER",
     "EIGHT_BIT_UNDECLARED",
+    "ETRN_SYNTAX",
+    "EXPN_CANNOT",
+    "EXPN_NEEDS_ARGUMENT",
+    "FORWARD_SYNTAX",
     "HELLO_FIRST",
     "HOOK_FAILED",
     "LINE_TOO_LONG",
@@ -25,26 +40,35 @@ __all__ = [
     "MESSAGE_OK",
     "MIXED_WITH_BDAT",
     "NESTED_MAIL",
+    "NOT_AUTHORIZED",
     "NOT_IMPLEMENTED",
     "NO_ARGUMENTS",
     "NO_RECIPIENTS",
     "NO_VALID_RECIPIENTS",
     "NUL_IN_MESSAGE",
     "OK",
+    "QUEUING_STARTED",
+    "READY_FOR_TLS",
     "RECIPIENT_OK",
     "SENDER_OK",
     "SHUTTING_DOWN",
     "START_MAIL_INPUT",
     "TIMED_OUT",
+    "TLS_REQUIRED",
+    "TLS_UNAVAILABLE",
+    "TOO_FAST",
     "TOO_LARGE",
+    "TOO_MANY_AUTH_FAILURES",
     "TOO_MANY_CONNECTIONS",
     "TOO_MANY_ERRORS",
     "TOO_MANY_RECIPIENTS",
+    "UNKNOWN_MECHANISM",
     "UNRECOGNIZED",
     "VRFY_CANNOT",
     "VRFY_NEEDS_ARGUMENT",
     "WRONG_HELLO_LMTP",
     "WRONG_HELLO_SMTP",
+    "AuthFailed",
     "AuthRequired",
     "AuthUnsupported",
     "DataTooLarge",
@@ -185,6 +209,13 @@ class AuthRequired(SMTPError):
         super().__init__(530, EnhancedCode(5, 7, 0), message)
 
 
+class AuthFailed(SMTPError):
+    """535 5.7.8: the credentials are wrong (RFC 4954 section 6)."""
+
+    def __init__(self, message: str = "Authentication credentials invalid") -> None:
+        super().__init__(535, EnhancedCode(5, 7, 8), message)
+
+
 class AuthUnsupported(SMTPError):
     """502 5.5.1: the backend knows no authentication (RFC 5321 4.2.4)."""
 
@@ -243,3 +274,26 @@ TOO_MANY_ERRORS: Final = _standard(421, "4.7.0", "Too many errors")
 TOO_MANY_CONNECTIONS: Final = _standard(421, "4.7.0", "Too many connections, try again later")
 TIMED_OUT: Final = _standard(421, "4.4.2", "Timed out")
 SHUTTING_DOWN: Final = _standard(421, "4.3.2", "Service shutting down")
+AUTHENTICATED: Final = _standard(235, "2.7.0", "Authentication succeeded")
+READY_FOR_TLS: Final = _standard(220, "2.0.0", "Ready to start TLS")
+TLS_REQUIRED: Final = _standard(530, "5.7.0", "Must issue a STARTTLS command first")
+AUTH_NEEDS_TLS: Final = _standard(538, "5.7.11", "Encryption required for authentication")
+AUTH_SYNTAX: Final = _standard(501, "5.5.4", "Syntax: AUTH mechanism [initial-response]")
+AUTH_CANCELLED: Final = _standard(501, "5.7.0", "Authentication cancelled")
+AUTH_TOO_LONG: Final = _standard(500, "5.5.6", "Authentication exchange line is too long")
+AUTH_FAILED: Final = _standard(535, "5.7.8", "Authentication credentials invalid")
+AUTH_MALFORMED: Final = _standard(501, "5.5.2", "Malformed authentication response")
+AUTH_UNAVAILABLE: Final = _standard(454, "4.7.0", "Temporary authentication failure")
+TOO_MANY_AUTH_FAILURES: Final = _standard(421, "4.7.0", "Too many authentication failures")
+ALREADY_AUTHENTICATED: Final = _standard(503, "5.5.1", "Already authenticated")
+BAD_BASE64: Final = _standard(501, "5.5.2", "Cannot decode base64")
+UNKNOWN_MECHANISM: Final = _standard(504, "5.5.4", "Authentication mechanism not offered")
+NOT_AUTHORIZED: Final = _standard(550, "5.7.1", "Not authorized")
+FORWARD_SYNTAX: Final = _standard(501, "5.5.4", "Bad attribute")
+EXPN_NEEDS_ARGUMENT: Final = _standard(501, "5.5.4", "EXPN needs an argument")
+EXPN_CANNOT: Final = _standard(252, "2.0.0", "Cannot expand the list")
+ETRN_SYNTAX: Final = _standard(501, "5.5.4", "Syntax: ETRN node")
+QUEUING_STARTED: Final = _standard(250, "2.0.0", "Queuing for node started")
+TLS_UNAVAILABLE: Final = _standard(454, "4.7.0", "TLS not available now")
+EARLY_TALKER: Final = _standard(554, "5.5.1", "You talked before my greeting")
+TOO_FAST: Final = _standard(421, "4.7.0", "Too many connections in a short time")

@@ -11,15 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from .authentication import Authenticator, MechanismFactory
 from .connection import Conn
 from .counters import Counters
+from .errors import ConfigurationError
+from .extensions import Offer
 from .hooks import HookRunner
+from .networks import Networks
 from .options import ServerOptions, split_addr
 from .protocol import ServerProfile
 from .reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS, Reply
 from .session import Backend
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
     from typing import Self
 
@@ -61,6 +66,10 @@ class Server:
         self.logger: Final = self.options.error_logger or logging.getLogger("fastsmtp")
         self.counters: Final = Counters()
         self.hooks: Final = HookRunner(self.logger, self.counters)
+        self.authenticator: Final = Authenticator(backend, lambda: getattr(self.options.tls, "end_point", None))
+        self.proxies: Final = Networks(self.options.proxy_from)
+        self._xforward: Final = Networks(self.options.allow_xforward)
+        self._xclient: Final = Networks(self.options.allow_xclient)
         self.now: float = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: list[_Listener] = []
@@ -76,7 +85,7 @@ class Server:
 
     # Starting
 
-    async def start(self) -> None:
+    async def start(self, *, implicit_tls: bool | None = None) -> None:
         """Listen on `addr` and `unix_socket` of the options, and return.
 
         Raises:
@@ -84,9 +93,9 @@ class Server:
         """
         try:
             if self.options.addr:
-                await self.listen(self.options.addr)
+                await self.listen(self.options.addr, implicit_tls=implicit_tls)
             if self.options.unix_socket is not None:
-                await self.listen(unix_socket=self.options.unix_socket)
+                await self.listen(unix_socket=self.options.unix_socket, implicit_tls=implicit_tls)
         except BaseException:
             await self.close()
             raise
@@ -97,8 +106,15 @@ class Server:
         *,
         unix_socket: str | os.PathLike[str] | None = None,
         sock: socket.socket | None = None,
+        implicit_tls: bool | None = None,
     ) -> None:
         """Add one listener: an address, a Unix socket's path, or a socket that is bound already.
+
+        Args:
+            addr: "host:port".
+            unix_socket: a path.
+            sock: a bound socket; the server closes it.
+            implicit_tls: connections begin with TLS (RFC 8314 section 3.3); as the options say if not given.
 
         Raises:
             ConfigurationError: `addr` is no "host:port".
@@ -115,11 +131,15 @@ class Server:
         if self._closed is None:
             self._closed = asyncio.Event()
             self._empty = asyncio.Event()
+        if implicit_tls is None:
+            implicit_tls = self.options.implicit_tls
+        elif implicit_tls and self.options.tls is None:
+            raise ConfigurationError("implicit_tls needs tls")
         unlink = None
         backlog = min(self.options.backlog, _ACCEPTS_PER_TURN)
 
         def make() -> Conn:
-            return Conn(self, loop)
+            return Conn(self, loop, implicit_tls)
 
         if addr is not None:
             host, port = split_addr(addr)
@@ -150,6 +170,15 @@ class Server:
     async def listen_and_serve(self) -> None:
         """Listen on the options' addresses and serve until the server is closed."""
         await self.start()
+        await self.wait_closed()
+
+    async def listen_and_serve_tls(self) -> None:
+        """The same with TLS from the first octet on (RFC 8314 section 3.3), whatever the options say.
+
+        Raises:
+            ConfigurationError: the option `tls` is not set.
+        """
+        await self.start(implicit_tls=True)
         await self.wait_closed()
 
     async def serve_forever(self) -> None:
@@ -249,23 +278,66 @@ class Server:
         """Count a new connection; a reply refuses it.  For connections."""
         self.counters.connections += 1
         self.counters.connections_total += 1
-        options = self.options
-        key = ""
-        if options.max_connections_per_address:
-            key = _host(conn)
-            self._per_address[key] = self._per_address.get(key, 0) + 1
-        self._conns[conn] = key
+        self._conns[conn] = ""
         if self._ticker is None:
             self._sweep()
         if self._empty is not None:
             self._empty.clear()
         if self.stopping:
             return SHUTTING_DOWN
-        if len(self._conns) > options.max_connections > 0:
-            return TOO_MANY_CONNECTIONS
-        if key and self._per_address[key] > options.max_connections_per_address:
+        if len(self._conns) > self.options.max_connections > 0:
             return TOO_MANY_CONNECTIONS
         return None
+
+    def admit(self, conn: Conn) -> Reply | None:
+        """Look at a new connection's address, now that it is known; a reply refuses it.  For connections."""
+        most = self.options.max_connections_per_address
+        if most:
+            key = self._conns[conn] = _host(conn)
+            count = self._per_address[key] = self._per_address.get(key, 0) + 1
+            if count > most:
+                return TOO_MANY_CONNECTIONS
+        return None
+
+    # What a connection is offered
+
+    def enable_auth(self, name: str, factory: MechanismFactory | None = None) -> None:
+        """Offer one more SASL mechanism.
+
+        Args:
+            name: as registered with IANA.
+            factory: makes the server side of one exchange; without it the built-in mechanism of that name is used, and
+                `Backend.authenticate` decides about its credentials.
+
+        Raises:
+            ConfigurationError: no such mechanism is built in, or that is no name of one.
+        """
+        self.authenticator.enable(name, factory)
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context for a handshake that begins now, or None when there is none.  For connections."""
+        tls = self.options.tls
+        try:
+            return tls() if callable(tls) else tls
+        except Exception:
+            self.logger.exception("no TLS context")
+            return None
+
+    def offer_for(self, conn: Conn) -> Offer:
+        """What this connection is offered as it is now.  For connections."""
+        options = self.options
+        may_auth = not options.disable_auth and (self.authenticator or hasattr(conn.session, "auth"))
+        if not (may_auth or options.tls or self._xforward or self._xclient):
+            return self.profile.offer
+        secure = conn.tls_connection_state is not None
+        mechanisms = self.authenticator.offered(conn) if may_auth else ()
+        if mechanisms and not (secure or options.allow_insecure_auth):
+            mechanisms = ()
+            conn.withhold_auth(options.tls is not None)
+        peer = conn.peer_addr
+        return Offer(
+            options, secure, options.tls is not None, mechanisms, peer in self._xforward, peer in self._xclient
+        )
 
     def detach(self, conn: Conn) -> None:
         """Forget a connection that is lost and whose hooks have ended.  For connections."""

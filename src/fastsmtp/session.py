@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import ssl
 
     from .connection import Conn
+    from .protocol.proxy import ProxyHeader
+    from .protocol.xforward import XClient, XForward
 
 __all__ = [
     "Address",
@@ -56,8 +58,11 @@ class ConnectionState:
         hostname: the name that the client gave in HELO, EHLO or LHLO; "" before.
         remote_addr: the client's socket address.
         local_addr: ours.
-        tls: the TLS object, or None in plaintext.
+        tls: the TLS object, or None in plaintext; `tls.getpeercert()` is the client's certificate.
+        username: who the client has authenticated as, or XCLIENT says so; "" for nobody.
         protocol: "SMTP", "ESMTP" or "LMTP", for the with-clause of Received: (RFC 3848).
+        proxy: the PROXY header that came before, or None; the addresses are the ones that it names.
+        xclient: what XCLIENT said of the client, or None; it is part of the other attributes already.
     """
 
     hostname: str
@@ -65,13 +70,17 @@ class ConnectionState:
     local_addr: Address
     tls: ssl.SSLObject | None
     protocol: str
+    username: str = ""
+    proxy: ProxyHeader | None = None
+    xclient: XClient | None = None
 
 
 class Session(Protocol):
     """One client's session; see the module's text for what a hook may return and raise.
 
     These may be there as well, and are then called: ``connect(conn)`` before the greeting (its refusal, 554 or 421, is the greeting),
-    ``helo(name)`` at HELO, EHLO and LHLO, ``vrfy(argument)`` at VRFY.
+    ``helo(name)`` at HELO, EHLO and LHLO, ``vrfy(argument)`` at VRFY, ``expn(argument)`` at EXPN, ``etrn(node)`` at ETRN, and
+    ``auth(credentials)``, which decides about an AUTH whose mechanism is in the attribute ``auth_mechanisms`` (PLAIN and LOGIN without it).
     """
 
     def mail(self, sender: str, params: MailParams) -> HookResult:
@@ -106,8 +115,11 @@ class Backend(Protocol):
     `connect` and `helo` hooks can refuse; another one when it is first needed, which is MAIL.
     """
 
-    def login(self, state: ConnectionState, username: str, password: str) -> Session | Awaitable[Session]:
-        """The session of an authenticated user; raises SMTPError to refuse, AuthUnsupported to have none."""
+    def login(self, state: ConnectionState, username: str, password: str) -> Session | None | Awaitable[Session | None]:
+        """The session of a user who has authenticated by password; None, or AuthFailed raised, refuses.
+
+        `fastsmtp.authentication` tells which other methods a backend may have for other mechanisms.
+        """
 
     def anonymous_login(self, state: ConnectionState) -> Session | Awaitable[Session]:
         """The session of a client that did not authenticate; raises AuthRequired to insist."""
@@ -117,6 +129,7 @@ class DefaultBackend:
     """A backend without authentication: `factory()` makes the session of every connection."""
 
     session_on_connect: Final = True
+    auth_mechanisms: tuple[str, ...] = ()
 
     def __init__(self, factory: SessionFactory) -> None:
         self.factory: Final = factory
@@ -307,6 +320,7 @@ class DataContext:
         mail_params: the parameters of MAIL.
         recipients: the accepted forward-paths in their order.
         rcpt_params: the parameters of each RCPT, in the same order.
+        xforward: what a trusted peer said of the client behind it, or None.
     """
 
     __slots__ = (
@@ -321,6 +335,7 @@ class DataContext:
         "rcpt_params",
         "recipients",
         "sender",
+        "xforward",
     )
 
     def __init__(
@@ -331,7 +346,9 @@ class DataContext:
         recipients: Sequence[str],
         rcpt_params: Sequence[RcptParams],
         helo: str,
+        xforward: XForward | None = None,
     ) -> None:
+        self.xforward: Final = xforward
         self.conn: Final = conn
         self.sender: Final = sender
         self.mail_params: Final = mail_params

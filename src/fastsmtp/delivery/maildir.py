@@ -334,15 +334,13 @@ class MaildirSession(DefaultSession):
     Args:
         maildir: where to.
         domain: the server's name in Received.
-        authenticated: whether the client has authenticated, for Received (RFC 3848).
     """
 
-    def __init__(self, maildir: Maildir, *, domain: str = "localhost", authenticated: bool = False) -> None:
+    def __init__(self, maildir: Maildir, *, domain: str = "localhost") -> None:
         super().__init__()
         self._maildir = maildir
         self._domain = domain
-        self._authenticated = authenticated
-        self._trace: tuple[tuple[str, bool], str, str] | None = None
+        self._trace: tuple[tuple[object, ...], str, str] | None = None
 
     def helo(self, name: str) -> None:
         """A new greeting, perhaps within TLS now: the trace header says something else."""
@@ -377,14 +375,19 @@ class MaildirSession(DefaultSession):
 
     def _head(self, name: str, context: DataContext) -> bytes:
         smtputf8 = context.mail_params.smtputf8
-        key = (context.helo, smtputf8)
+        forwarded = context.xforward
+        key = (context.helo, smtputf8, forwarded, context.conn.username)
         trace = self._trace
         if trace is None or trace[0] != key:
             state = context.state
             protocol = with_clause(
-                state.protocol, tls=state.tls is not None, authenticated=self._authenticated, smtputf8=smtputf8
+                state.protocol, tls=state.tls is not None, authenticated=bool(state.username), smtputf8=smtputf8
             )
-            clause = received_from(context.helo, state.remote_addr, smtputf8=smtputf8)
+            helo, address = context.helo, state.remote_addr
+            if forwarded is not None:  # the client behind a trusted peer
+                helo = forwarded.helo or helo
+                address = (forwarded.addr, forwarded.port or 0) if forwarded.addr else address
+            clause = received_from(helo, address, smtputf8=smtputf8)
             self._trace = trace = (key, clause, protocol)
         recipients = context.recipients
         return return_path_header(context.sender) + received_header(

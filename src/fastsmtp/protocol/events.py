@@ -11,8 +11,27 @@ from typing import Final, TypeAlias
 
 from ..extensions import MailParams, RcptParams
 from ..reply import Reply
+from .xforward import Value
 
-__all__ = ["ANSWERED", "RESET", "Answered", "Body", "Event", "Hello", "MailFrom", "RcptTo", "Reset", "Verify"]
+__all__ = [
+    "ANSWERED",
+    "RESET",
+    "STARTTLS",
+    "Answered",
+    "Auth",
+    "AuthResponse",
+    "Body",
+    "ClientIs",
+    "Event",
+    "Expand",
+    "Hello",
+    "MailFrom",
+    "RcptTo",
+    "Reset",
+    "StartQueue",
+    "StartTLS",
+    "Verify",
+]
 
 
 @dataclass(slots=True)
@@ -70,11 +89,70 @@ class Verify:
 
 
 @dataclass(slots=True)
+class Expand:
+    """EXPN with its argument."""
+
+    argument: str
+
+
+@dataclass(slots=True)
+class StartQueue:
+    """ETRN with its node (RFC 1985 section 5)."""
+
+    node: str
+
+
+@dataclass(slots=True)
+class StartTLS:
+    """STARTTLS: answer it, send the answer, then `ServerProtocol.begin_tls` and the handshake."""
+
+
+@dataclass(slots=True)
+class Auth:
+    """AUTH with the mechanism's name, upper case, and the initial response if there was one.
+
+    Answer it, and each `AuthResponse`, with a reply, None for 235, or with `ServerProtocol.challenge`.
+    """
+
+    mechanism: str
+    response: bytes | None
+
+
+@dataclass(slots=True)
+class AuthResponse:
+    """The response to a challenge."""
+
+    response: bytes
+
+
+@dataclass(slots=True)
+class ClientIs:
+    """XCLIENT and what it says of the client."""
+
+    values: dict[str, Value]
+
+
+@dataclass(slots=True)
 class Answered:
     """A command that the protocol answered itself, refused ones among them; nothing to do."""
 
 
 RESET: Final = Reset()
+STARTTLS: Final = StartTLS()
 ANSWERED: Final = Answered()
 
-Event: TypeAlias = Hello | MailFrom | RcptTo | Body | Reset | Verify | Answered
+Event: TypeAlias = (
+    Hello
+    | MailFrom
+    | RcptTo
+    | Body
+    | Reset
+    | Verify
+    | Expand
+    | StartQueue
+    | StartTLS
+    | Auth
+    | AuthResponse
+    | ClientIs
+    | Answered
+)

@@ -12,10 +12,12 @@ stops asking exerts back-pressure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from .. import limits
-from ..extensions import Capabilities, MailParams, Offer, RcptParams
+from ..address import is_domain
+from ..extensions import Capabilities, CapabilityCache, MailParams, Offer, RcptParams
 from ..options import ServerOptions
 from ..reply import (
     BAD_CHARACTERS,
@@ -23,8 +25,10 @@ from ..reply import (
     BINARY_NEEDS_BDAT,
     BYE,
     CHUNK_OK,
+    ETRN_SYNTAX,
+    EXPN_CANNOT,
+    EXPN_NEEDS_ARGUMENT,
     HELLO_FIRST,
-    LINE_TOO_LONG,
     MAIL_FIRST,
     MESSAGE_OK,
     MIXED_WITH_BDAT,
@@ -34,27 +38,28 @@ from ..reply import (
     NO_VALID_RECIPIENTS,
     NOT_IMPLEMENTED,
     OK,
+    QUEUING_STARTED,
     RECIPIENT_OK,
     SENDER_OK,
     START_MAIL_INPUT,
-    TOO_MANY_ERRORS,
+    TLS_REQUIRED,
     TOO_MANY_RECIPIENTS,
     UNRECOGNIZED,
     VRFY_CANNOT,
     VRFY_NEEDS_ARGUMENT,
-    WRONG_HELLO_LMTP,
-    WRONG_HELLO_SMTP,
     EnhancedCode,
     Reply,
 )
 from ..textproto import CONTROL, NOT_UTF8, scan_command
+from .access import AccessProtocol
 from .body import ChunkReceiver, DataReceiver
-from .command import CommandError, parse_bdat, parse_hello, parse_mail, parse_rcpt
-from .events import ANSWERED, RESET, Body, Event, Hello, MailFrom, RcptTo, Verify
+from .command import CommandError, parse_bdat, parse_mail, parse_rcpt
+from .events import ANSWERED, RESET, Body, Event, Expand, MailFrom, RcptTo, StartQueue, Verify
 
 __all__ = ["ServerProfile", "ServerProtocol"]
 
 _NO_PARAMS: Final = MailParams()
+_MOST_KINDS: Final = 64  # kinds of connection whose EHLO reply is kept
 
 
 class ServerProfile:
@@ -62,155 +67,120 @@ class ServerProfile:
 
     Args:
         options: the server's options.
-    """
-
-    __slots__ = ("_ehlo", "basic", "commands", "extended", "greeting", "hello", "help", "options")
-
-    def __init__(self, options: ServerOptions) -> None:
-        self.options: Final = options
-        offer = Offer(options)
-        self.extended: Final = Capabilities(offer)
-        self.basic: Final = Capabilities(offer, extended=False)
-        none = EnhancedCode.NONE
-        words = options.greeting or ("LMTP ready" if options.lmtp else "ESMTP ready")
-        self.greeting: Final = Reply(220, none, f"{options.domain} {words}")
-        self.hello: Final = Reply(250, none, options.domain)
-        self._ehlo: Final = self._ehlo_with(self.extended)
-        self.commands: Final = {verb: _COMMANDS[verb] for verb in _COMMANDS if verb != "BDAT" or options.chunking}
-        verbs = self.commands.keys() - ({"HELO", "EHLO"} if options.lmtp else {"LHLO"})
-        self.help: Final = Reply(214, EnhancedCode(2, 0, 0), "Commands: " + " ".join(sorted(verbs)))
-
-    @property
-    def ehlo(self) -> Reply:
-        """The answer to EHLO and LHLO."""
-        if self.extended.fleeting:
-            return self._ehlo_with(Capabilities(Offer(self.options)))
-        return self._ehlo
-
-    def _ehlo_with(self, capabilities: Capabilities) -> Reply:
-        return Reply(250, EnhancedCode.NONE, "\n".join((self.options.domain, *capabilities.lines)))
-
-
-class ServerProtocol:
-    """One connection's protocol.
 
     Attributes:
-        lmtp: LMTP is spoken, not SMTP.
-        closing: a last reply (221 or 421) is said; send it and close.  Nothing more is read.
-        quit: it was the client who ended it.
-        must_flush: a reply is waiting that must not be held back until the batch ends (RFC 2920 section 3.2).
-        hello: the name given in HELO, EHLO or LHLO, "" before.
-        hello_verb: which of the three it was, "" before.
-        sender: the reverse-path of the transaction, or None outside of one.
-        mail_params: its parameters.
-        recipients: the forward-paths accepted so far.
-        rcpt_params: their parameters, in the same order.
-        errors: refused commands so far.
-        trace: called with "C" or "S" and a line's octets, when set.
+        offer: what a connection is offered that is nothing special.
     """
 
     __slots__ = (
-        "_buffer",
-        "_capabilities",
+        "_cache",
+        "_ehlo",
+        "_extended",
+        "_replies",
+        "basic",
+        "commands",
+        "greeting",
+        "hello",
+        "help",
+        "offer",
+        "options",
+        "plaintext_commands",
+    )
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options: Final = options
+        self.offer: Final = Offer(options)
+        self.basic: Final = Capabilities(self.offer, extended=False)
+        self._cache: Final = CapabilityCache()
+        self._extended: Final = self._cache(self.offer)
+        self._ehlo: Final = self._reply(self._extended)
+        self._replies: Final[dict[Capabilities, Reply]] = {}
+        words = options.greeting or ("LMTP ready" if options.lmtp else "ESMTP ready")
+        self.greeting: Final = Reply(220, EnhancedCode.NONE, f"{options.domain} {words}")
+        self.hello: Final = Reply(250, EnhancedCode.NONE, options.domain)
+        off = {
+            verb for verb, on in (("BDAT", options.chunking), ("EXPN", options.expn), ("ETRN", options.etrn)) if not on
+        }
+        self.commands: Final = {verb: _COMMANDS[verb] for verb in _COMMANDS if verb not in off}
+        # RFC 3207 section 4: what a server that requires TLS still does without.
+        before_tls = ("HELO", "EHLO", "LHLO", "STARTTLS", "NOOP", "RSET", "QUIT", "XCLIENT")
+        self.plaintext_commands: Final = {verb: _COMMANDS[verb] for verb in before_tls}
+        unsaid = {"STARTTLS", "AUTH", "XFORWARD", "XCLIENT", *(("HELO", "EHLO") if options.lmtp else ("LHLO",))}
+        self.help: Final = Reply(
+            214, EnhancedCode(2, 0, 0), "Commands: " + " ".join(sorted(self.commands.keys() - unsaid))
+        )
+
+    def capabilities(self, offer: Offer) -> tuple[Capabilities, Reply]:
+        """What this connection may use, and the answer to EHLO or LHLO that says so."""
+        if offer is self.offer and not self._extended.fleeting:
+            return self._extended, self._ehlo
+        found = self._cache(offer)
+        if found.fleeting:
+            return found, self._reply(found)
+        reply = self._replies.get(found)
+        if reply is None:
+            if len(self._replies) >= _MOST_KINDS:
+                self._replies.clear()
+            reply = self._replies[found] = self._reply(found)
+        return found, reply
+
+    def _reply(self, capabilities: Capabilities) -> Reply:
+        return Reply(250, EnhancedCode.NONE, "\n".join((self.options.domain, *capabilities.lines)))
+
+
+class ServerProtocol(AccessProtocol):
+    """One connection's protocol.
+
+    Attributes:
+        quit: it was the client who ended it.
+        mail_params: the parameters of the transaction's MAIL.
+        recipients: the forward-paths accepted so far.
+        rcpt_params: their parameters, in the same order.
+    """
+
+    __slots__ = (
         "_chunks",
         "_commands",
         "_discard",
-        "_event",
-        "_options",
-        "_out",
-        "_pos",
-        "_profile",
         "_receiver",
-        "_settle",
-        "_skipped",
         "_tried_recipients",
-        "closing",
-        "errors",
-        "hello",
-        "hello_verb",
-        "lmtp",
         "mail_params",
-        "must_flush",
         "quit",
         "rcpt_params",
         "recipients",
-        "sender",
-        "trace",
     )
 
     def __init__(self, profile: ServerProfile) -> None:
-        self._profile = profile
-        self._options = profile.options
-        self._capabilities = profile.basic
-        self._buffer = b""
-        self._pos = 0
-        self._skipped = 0
-        self._out: list[bytes] = []
-        self._event: Event = ANSWERED
-        self._settle: Callable[[ServerProtocol, Reply | None], None] | None = None
+        super().__init__(profile)
         self._receiver: DataReceiver | ChunkReceiver | None = None  # whose octets arrive now
         self._chunks: ChunkReceiver | None = None  # the message that comes in chunks, between them too
         self._discard = 0  # octets of a chunk that belongs to no message
         self._tried_recipients = False
         self._commands: Mapping[str, Callable[[ServerProtocol, str], Event]] = profile.commands
-        self.lmtp = profile.options.lmtp
-        self.closing = False
         self.quit = False
-        self.must_flush = False
-        self.errors = 0
-        self.hello = ""
-        self.hello_verb = ""
-        self.sender: str | None = None
         self.mail_params = _NO_PARAMS
         self.recipients: list[str] = []
         self.rcpt_params: list[RcptParams] = []
-        self.trace: Callable[[str, bytes], None] | None = None
 
     # Input and output
 
     def greet(self, reply: Reply | None = None) -> None:
         """Say the greeting: 220, or the refusal given: 421 closes, after 554 only QUIT is done (RFC 5321 3.1)."""
+        profile = self._profile
         if reply is None:
-            reply = self._profile.greeting
+            reply = profile.greeting
+            self._commands = (
+                profile.plaintext_commands if self._options.require_tls and not self.offer.tls else profile.commands
+            )
         else:
             self._commands = _TURNED_AWAY
         self._say(reply)
         self.must_flush = True
 
-    def receive_data(self, data: bytes) -> None:
-        """Take octets from the peer.  They stay unread while an event waits for its reply."""
-        if self.closing:
-            return
-        if self._pos >= len(self._buffer):
-            self._buffer = data
-        else:
-            self._buffer = self._buffer[self._pos :] + data
-        self._pos = 0
-
-    @property
-    def buffered(self) -> int:
-        """Octets received and not looked at yet."""
-        return len(self._buffer) - self._pos
-
     @property
     def in_body(self) -> bool:
         """The peer is sending a message, or one waits for its reply."""
         return self._receiver is not None or self._chunks is not None
-
-    @property
-    def awaiting_reply(self) -> bool:
-        """An event has been given that was not answered yet."""
-        return self._settle is not None
-
-    def data_to_send(self) -> bytes:
-        """The replies said since the last call, as one piece."""
-        self.must_flush = False
-        out = self._out
-        if not out:
-            return b""
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        return data
 
     def next_event(self) -> Event | None:
         """The next event, or None: more octets are needed, an event waits for its reply, or the end has come."""
@@ -222,15 +192,16 @@ class ServerProtocol:
         buffer = self._buffer
         if pos >= len(buffer):
             return None
-        if self._discard:
-            return self._discard_chunk()
+        if self._discard or self._responding:
+            return self._discard_chunk() if self._discard else self._next_response()
         end, verb, argument, flags = scan_command(buffer, pos)
         if not end:
-            return self._unended_line()
+            auth = buffer[pos : pos + 5].upper() == b"AUTH "
+            return self._unended_line(limits.AUTH_LINE if auth else limits.COMMAND_LINE)
         self._pos = end
         if self.trace is not None:
-            self.trace("C", buffer[pos:end])
-        if self._skipped or end - pos > limits.COMMAND_LINE:
+            self.trace("C", _masked(verb, buffer[pos:end]))
+        if (end - pos > limits.COMMAND_LINE and (verb != "AUTH" or end - pos > limits.AUTH_LINE)) or self._skipped:
             return self._long_line(end - pos)
         if flags & (CONTROL | NOT_UTF8):
             return self._refuse(BAD_CHARACTERS)
@@ -245,15 +216,9 @@ class ServerProtocol:
     def _unknown(self, verb: str) -> Event:
         if self._commands is _TURNED_AWAY:
             return self._refuse(BAD_SEQUENCE)
+        if self._commands is not self._profile.commands and verb in self._profile.commands:
+            return self._refuse(TLS_REQUIRED)
         return self._refuse(NOT_IMPLEMENTED if verb in _NOT_IMPLEMENTED else UNRECOGNIZED)
-
-    def reply(self, reply: Reply | None = None) -> None:
-        """Answer the event that waits; None is its standard reply.  RuntimeError when none waits."""
-        settle = self._settle
-        if settle is None:
-            raise RuntimeError("no event waits for a reply")
-        self._settle = None
-        settle(self, reply)
 
     def reply_each(self, replies: Sequence[Reply | None]) -> None:
         """Answer an ended LMTP message, one reply per accepted recipient, in their order (RFC 2033 4.2).
@@ -270,31 +235,10 @@ class ServerProtocol:
             self._say(refusal or reply or MESSAGE_OK)
         self._end_message()
 
-    def say(self, reply: Reply) -> None:
-        """Say something outside of the order of events: a 421 at a time-out or shutdown, an extension's own lines.
-
-        A 421 ends the connection (RFC 5321 3.8).
-        """
-        self._say(reply)
-        self.must_flush = True
-
-    def read_line(self) -> bytes | None:
-        """Take the next raw line from the input while an event waits, without its line end; None: not there yet.
-
-        For extensions that talk to the peer on their own.  A line longer than the limit ends the connection.
-        """
-        end = self._buffer.find(b"\r\n", self._pos)
-        if end < 0:
-            if self.buffered > limits.COMMAND_LINE:
-                self._flood()
-            return None
-        line = self._buffer[self._pos : end]
-        self._pos = end + 2
-        return line
-
     def reset_transaction(self) -> None:
-        """Forget sender, recipients, their parameters and the chunks of a message."""
+        """Forget sender, recipients, their parameters, XFORWARD and the chunks of a message."""
         self.sender = None
+        self.xforward = None
         self._chunks = None
         self.mail_params = _NO_PARAMS
         self._tried_recipients = False
@@ -302,98 +246,6 @@ class ServerProtocol:
         if self.recipients:
             self.recipients = []
             self.rcpt_params = []
-
-    # Lines
-
-    def _unended_line(self) -> Event | None:
-        waiting = len(self._buffer) - self._pos
-        if self._skipped + waiting > limits.COMMAND_LINE:
-            # The line will be refused: count it, and keep only what may be half of its end.
-            keep = 1 if self._buffer.endswith(b"\r") else 0
-            self._skipped += waiting - keep
-            self._buffer = b"\r" if keep else b""
-            self._pos = 0
-            if self._skipped + keep > limits.COMMAND_LINE_FLOOD:
-                return self._flood()
-        return None
-
-    def _long_line(self, length: int) -> Event:
-        length += self._skipped
-        self._skipped = 0
-        if length > limits.COMMAND_LINE_FLOOD:
-            return self._flood()
-        return self._refuse(LINE_TOO_LONG)
-
-    def _flood(self) -> Event:
-        self.errors += 1
-        self.say(TOO_MANY_ERRORS)
-        return ANSWERED
-
-    # Replies
-
-    def _say(self, reply: Reply) -> None:
-        wire = reply.encode()
-        self._out.append(wire)
-        if self.trace is not None:
-            self.trace("S", wire)
-        if reply.code == 421:
-            self._close()
-
-    def _close(self) -> None:
-        self.closing = True
-        self.must_flush = True
-        self._buffer = b""
-        self._pos = 0
-
-    def _refuse(self, reply: Reply) -> Event:
-        self.errors += 1
-        self._say(reply)
-        if self.errors >= self._options.max_errors > 0 and not self.closing:
-            self._say(TOO_MANY_ERRORS)
-        # RFC 2920 section 3.2: replies to what is not MAIL, RCPT or RSET are not held back.
-        self.must_flush = True
-        return ANSWERED
-
-    def _wait(self, event: Event, settle: Callable[[ServerProtocol, Reply | None], None]) -> Event:
-        self._event = event
-        self._settle = settle
-        return event
-
-    def _settle_plain(self, reply: Reply | None) -> None:
-        self._say(OK if reply is None else reply)
-
-    # Hello
-
-    def _helo(self, argument: str) -> Event:
-        return self._greeted("HELO", argument)
-
-    def _ehlo(self, argument: str) -> Event:
-        return self._greeted("EHLO", argument)
-
-    def _lhlo(self, argument: str) -> Event:
-        return self._greeted("LHLO", argument)
-
-    def _greeted(self, verb: str, argument: str) -> Event:
-        if self.lmtp != (verb == "LHLO"):
-            return self._refuse(WRONG_HELLO_LMTP if self.lmtp else WRONG_HELLO_SMTP)
-        name = parse_hello(argument, self._options.strict)
-        return self._wait(Hello(verb, name, bool(self.hello)), ServerProtocol._settle_hello)
-
-    def _settle_hello(self, reply: Reply | None) -> None:
-        event = self._event
-        assert isinstance(event, Hello)
-        self.must_flush = True
-        if reply is not None and not reply.accepted:
-            self._say(reply)  # a refused greeting changes nothing (RFC 5321 4.1.4)
-            return
-        self.reset_transaction()
-        self.hello = event.name
-        self.hello_verb = event.verb
-        profile = self._profile
-        extended = event.verb != "HELO"
-        self._capabilities = profile.extended if extended else profile.basic
-        # A session may word the answer to HELO; EHLO's lines are a promise of the protocol's own.
-        self._say(profile.ehlo if extended else profile.hello if reply is None else reply)
 
     # The transaction
 
@@ -404,6 +256,8 @@ class ServerProtocol:
             return self._refuse(NESTED_MAIL)
         options = self._options
         sender, params = parse_mail(argument, self._capabilities.mail, options.max_message_bytes, options.strict)
+        if params.auth and not self.authenticated:
+            params = replace(params, auth="")  # whoever says so is not trusted (RFC 4954 section 5)
         event = self._event = MailFrom(sender, params)
         self._settle = ServerProtocol._settle_mail
         return event
@@ -550,6 +404,33 @@ class ServerProtocol:
         self._say(VRFY_CANNOT if reply is None else reply)
         self.must_flush = True
 
+    def _expn(self, argument: str) -> Event:
+        if not argument:
+            return self._refuse(EXPN_NEEDS_ARGUMENT)
+        return self._wait(Expand(argument), ServerProtocol._settle_expn)
+
+    def _settle_expn(self, reply: Reply | None) -> None:
+        self._say(EXPN_CANNOT if reply is None else reply)
+        self.must_flush = True
+
+    def _etrn(self, argument: str) -> Event:
+        if not self.hello:
+            return self._refuse(HELLO_FIRST)
+        if self.sender is not None:
+            return self._refuse(BAD_SEQUENCE)
+        if not (is_domain(argument.lstrip("@")) or (argument.startswith("#") and len(argument) > 1)):
+            return self._refuse(ETRN_SYNTAX)
+        return self._wait(StartQueue(argument), ServerProtocol._settle_etrn)
+
+    def _settle_etrn(self, reply: Reply | None) -> None:
+        self._say(QUEUING_STARTED if reply is None else reply)
+        self.must_flush = True
+
+    def begin_tls(self) -> None:
+        """TLS begins: what came in plaintext is dropped and all that was said is forgotten (RFC 3207 section 4.2)."""
+        super().begin_tls()
+        self._commands = self._profile.commands
+
     def _quit(self, argument: str) -> Event:
         if argument:
             return self._refuse(NO_ARGUMENTS)
@@ -571,12 +452,21 @@ _COMMANDS: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
     "NOOP": ServerProtocol._noop,
     "VRFY": ServerProtocol._vrfy,
     "HELP": ServerProtocol._help,
+    "EXPN": ServerProtocol._expn,
+    "ETRN": ServerProtocol._etrn,
+    "STARTTLS": ServerProtocol._starttls,
+    "AUTH": ServerProtocol._auth,
+    "XFORWARD": ServerProtocol._xforward,
+    "XCLIENT": ServerProtocol._xclient,
     "QUIT": ServerProtocol._quit,
 }
 
 _TURNED_AWAY: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {"QUIT": ServerProtocol._quit}
 
 # Verbs of RFC 5321 and its elders that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
-_NOT_IMPLEMENTED: Final = frozenset(
-    {"EXPN", "TURN", "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "BDAT", "ETRN", "XFORWARD", "XCLIENT"}
-)
+_NOT_IMPLEMENTED: Final = frozenset({"EXPN", "TURN", "SEND", "SOML", "SAML", "BDAT", "ETRN"})
+
+
+def _masked(verb: str, line: bytes) -> bytes:
+    """A line for the trace, without an initial response's secrets."""
+    return b" ".join((*line.split()[:2], b"***\r\n")) if verb == "AUTH" else line

@@ -1,0 +1,54 @@
+"""Sets of networks: whom an operator trusts."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+from .errors import ConfigurationError
+
+__all__ = ["Networks"]
+
+_LOOPBACK: Final = ("127.0.0.0/8", "::1/128", "unix")
+
+
+class Networks:
+    """IP networks and "unix" for Unix sockets.
+
+    Args:
+        members: such as "192.0.2.0/24", "2001:db8::1" or "unix"; True is loopback and Unix sockets, False nobody.
+
+    Raises:
+        ConfigurationError: a member is none of these.
+    """
+
+    __slots__ = ("_networks", "_unix")
+
+    def __init__(self, members: bool | Sequence[str]) -> None:
+        if isinstance(members, str):
+            raise ConfigurationError(f"a list of networks is needed, not {members!r}")
+        if isinstance(members, bool):
+            members = _LOOPBACK if members else ()
+        self._unix: Final = "unix" in members
+        try:
+            self._networks: Final = tuple(ipaddress.ip_network(each) for each in members if each != "unix")
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+
+    def __bool__(self) -> bool:
+        return self._unix or bool(self._networks)
+
+    def __contains__(self, address: object) -> bool:
+        """Tell whether a socket address belongs to them: (host, ...), or anything else for a Unix socket."""
+        if not isinstance(address, tuple):
+            return self._unix
+        if not self._networks:
+            return False
+        try:
+            host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is not None:
+            host = host.ipv4_mapped
+        return any(host in network for network in self._networks)
