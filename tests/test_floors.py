@@ -19,8 +19,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_textproto", "_textproto_py", "_twin", "_mimeheader", "_textio", "textproto"),
     ("reply", "address", "xtext", "networks", "options", "extensions", "sasl"),
     ("protocol",),
-    ("session", "authfile", "tls"),
-    ("counters", "hooks", "reception", "authentication", "entrance", "connection", "server", "client", "pool"),
+    ("session", "observer", "authfile", "tls"),
+    ("counters", "rates", "hooks", "reception", "authentication", "entrance", "connection", "server", "client", "pool"),
     ("delivery",),
     ("_passwd", "_send", "_serve", "cli", "__main__"),
 )

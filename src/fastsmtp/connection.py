@@ -37,6 +37,7 @@ from .protocol import (
 )
 from .reception import Reception
 from .reply import (
+    EARLY_TALKER,
     HOOK_FAILED,
     NOT_IMPLEMENTED,
     SHUTTING_DOWN,
@@ -66,6 +67,8 @@ _OTHERS_TURN: Final = 4  # other connections get their turn first
 _ENDING: Final = 8  # the last word is said, or the connection is lost
 _SESSION_FULL: Final = 16  # the session has not read enough of its message
 _AT_THE_GATE: Final = 32  # the PROXY header has not come
+_NOT_GREETED: Final = 64  # the greeting waits on purpose
+_PUNISHED: Final = 128  # the answers to refused commands do
 
 
 class Conn(asyncio.Protocol):
@@ -80,6 +83,7 @@ class Conn(asyncio.Protocol):
         "_core",
         "_deadline",
         "_eof",
+        "_errors",
         "_exchange",
         "_holds",
         "_hooks",
@@ -125,6 +129,7 @@ class Conn(asyncio.Protocol):
         self._xclient: XClient | None = None
         self._exchange: Exchange | None = None  # AUTH, while it goes on
         self._auth_failures = 0
+        self._errors = 0  # refused commands that the client has waited for
         self._username = ""
 
     # What sessions and backends use
@@ -282,7 +287,21 @@ class Conn(asyncio.Protocol):
             self.close()  # a handshake only to say no would cost more than it is worth
 
     def _begin(self, refusal: Reply | None) -> None:
-        """SMTP begins."""
+        """SMTP begins, after a while if so wanted."""
+        delay = self._server.options.greeting_delay
+        if delay and refusal is None:
+            self._holds |= _NOT_GREETED
+            self._turn = self._loop.call_later(delay, self._begin_late)
+        else:
+            self._welcome(refusal)
+
+    def _begin_late(self) -> None:
+        self._turn = None
+        self._holds &= ~_NOT_GREETED
+        if not self._holds & _ENDING:
+            self._welcome(EARLY_TALKER if self._core.buffered else None)
+
+    def _welcome(self, refusal: Reply | None) -> None:
         if refusal is not None:
             self._greeted(refusal)
         elif self._server.session_on_connect:
@@ -306,6 +325,8 @@ class Conn(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client will send no more; whole commands before that are still answered."""
+        if self._holds & _NOT_GREETED:
+            self.close()
         self._eof = True
         self._wake_line_waiter()
         self._run()
@@ -360,6 +381,8 @@ class Conn(asyncio.Protocol):
                 if event is None:
                     break
                 if core.must_flush:
+                    if core.errors != self._errors and self._punish(core.errors, event):
+                        break
                     self._flush()
                 budget -= 1
                 if not budget:
@@ -372,7 +395,7 @@ class Conn(asyncio.Protocol):
 
     def _next_turn(self, event: Event | None = None) -> None:
         self._turn = None
-        self._holds &= ~_OTHERS_TURN
+        self._holds &= ~(_OTHERS_TURN | _PUNISHED)
         if self._holds & _ENDING:
             return
         if event is not None:
@@ -400,9 +423,11 @@ class Conn(asyncio.Protocol):
     def _after(self) -> None:
         """Send what is to be said and see whether to read on, or to end."""
         holds = self._holds
-        if holds & _ENDING:
+        if holds & (_ENDING | _PUNISHED):
             return
         core = self._core
+        if core.errors != self._errors and self._punish(core.errors):
+            return
         data = core.data_to_send()
         if data:
             self._transport.write(data)
@@ -414,6 +439,17 @@ class Conn(asyncio.Protocol):
             self.hang_up()
         elif self._reading_paused or holds:
             self._watch_reading()
+
+    def _punish(self, errors: int, event: Event | None = None) -> bool:
+        """Commands were refused: the client waits for the answer, if so wanted, and with it the event behind them."""
+        self._errors = errors
+        delay = self._server.options.error_delay
+        if not delay or self._turn is not None:
+            return False
+        self._holds |= _PUNISHED
+        self._turn = self._loop.call_later(delay, self._next_turn, event)
+        self._watch_reading()
+        return True
 
     def _flush(self) -> None:
         data = self._core.data_to_send()
@@ -474,7 +510,7 @@ class Conn(asyncio.Protocol):
 
     def _settle_counted(self, reply: Reply | None) -> None:
         if reply is not None and reply.code >= 400:
-            self._server.counters.rejected += 1
+            self._server.rejected(self, reply)
         self._core.reply(reply)
 
     def _reset(self, event: Reset) -> None:
@@ -598,6 +634,7 @@ class Conn(asyncio.Protocol):
         if reply is not None and reply.code == 535:
             self._auth_failures += 1
             self._server.counters.auth_failures += 1
+            self._server.observe("auth_failed", self)
             await asyncio.sleep(failure_delay(self._server.options.auth_failure_delay, self._auth_failures))
         return reply
 
@@ -612,6 +649,7 @@ class Conn(asyncio.Protocol):
         if reply is None:
             self._username = exchange.username
             self._server.counters.authenticated += 1
+            self._server.observe("authenticated", self, self._username)
         elif self._auth_failures >= self._server.options.max_auth_failures > 0 and not self._core.closing:
             self._core.say(TOO_MANY_AUTH_FAILURES)
 
@@ -665,8 +703,16 @@ class Conn(asyncio.Protocol):
         return None
 
     def _greeted(self, reply: Reply | None) -> None:
-        self._core.offer = self._server.offer_for(self)
-        self._core.greet(reply if reply is not None and not reply.accepted else None)
+        server = self._server
+        self._core.offer = server.offer_for(self)
+        if reply is not None and reply.accepted:
+            reply = None
+        if server.observer is not None:
+            if reply is None:
+                server.observe("connected", self)
+            else:
+                server.observe("rejected", self, reply)
+        self._core.greet(reply)
 
     def _end(self) -> None:
         """The connection is lost: once no hook runs, tell the session, once, and the server."""

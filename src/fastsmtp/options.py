@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import os
     import ssl
 
+    from .observer import Observer
+
 __all__ = ["ServerOptions", "TraceWriter", "is_solicitation", "split_addr"]
 
 _SOLICITATION: Final = re.compile(r"[A-Za-z][A-Za-z0-9._:-]*+(?:,[A-Za-z][A-Za-z0-9._:-]*+)*+")  # RFC 3865 section 2.2
@@ -79,12 +81,16 @@ class ServerOptions:
         max_errors: refused commands of one connection before 421.
         max_connections: connections at one time; more get 421.
         max_connections_per_address: the same of one client address.
+        max_connection_rate: connections of one client address within a minute; more get 421.
+        greeting_delay: waiting before the greeting; who talks before it is turned away with 554.
+        error_delay: waiting before refused commands are answered (a tarpit).
         read_timeout: waiting for a command, and silence within a message.
         write_timeout: a peer that does not take its replies.
         hook_timeout: a session hook that does not return.
         min_body_rate: octets per second below which a message's sender is cut after `read_timeout`.
         backlog: connections that the kernel may hold for us.
         debug: where to write a trace of each connection, for debugging.
+        observer: is told what happens.
         error_logger: what logs unexpected errors; "fastsmtp" by default.
     """
 
@@ -126,12 +132,16 @@ class ServerOptions:
     max_errors: int = limits.ERRORS
     max_connections: int = limits.CONNECTIONS
     max_connections_per_address: int = limits.CONNECTIONS_PER_ADDRESS
+    max_connection_rate: int = 0
+    greeting_delay: float = 0.0
+    error_delay: float = 0.0
     read_timeout: float = limits.READ_TIMEOUT
     write_timeout: float = limits.WRITE_TIMEOUT
     hook_timeout: float = limits.HOOK_TIMEOUT
     min_body_rate: int = limits.MIN_BODY_RATE
     backlog: int = 1024
     debug: TraceWriter | None = None
+    observer: Observer | None = None
     error_logger: logging.Logger | None = None
 
     def __post_init__(self) -> None:
@@ -145,6 +155,9 @@ class ServerOptions:
             "max_errors",
             "max_connections",
             "max_connections_per_address",
+            "max_connection_rate",
+            "greeting_delay",
+            "error_delay",
             "min_body_rate",
             "read_timeout",
             "write_timeout",

@@ -22,7 +22,6 @@ from .session import DataContext, DataReader, Session
 
 if TYPE_CHECKING:
     from .connection import Conn
-    from .counters import Counters
 
 __all__ = ["Reception"]
 
@@ -135,8 +134,9 @@ class Reception:
         self.cancel()
         self._over(_TOOK_TOO_LONG)
 
-    def count(self, counters: Counters, accepted: int) -> None:
+    def _count(self, accepted: int) -> None:
         """Add an answered message to the counters; `accepted` of its recipients were accepted."""
+        counters = self._conn.server.counters
         if accepted:
             counters.messages += 1
             counters.recipients += accepted
@@ -203,6 +203,7 @@ class Reception:
         context = self._context
         reply = self._reply
         accepted = len(core.recipients)
+        refusal = core.refusal
         if context is None:
             core.reply(None)  # refused before any session saw it
         else:
@@ -218,4 +219,7 @@ class Reception:
                 core.reply(reply)
             context.close()
         self.answered = True
-        self.count(self._conn.server.counters, 0 if self._refused else accepted)
+        self._count(0 if self._refused else accepted)
+        server = self._conn.server
+        if server.observer is not None:
+            server.observe("message", self._conn, context, refusal or reply, self._reader.size)

@@ -20,7 +20,8 @@ from .hooks import HookRunner
 from .networks import Networks
 from .options import ServerOptions, split_addr
 from .protocol import ServerProfile
-from .reply import SHUTTING_DOWN, TOO_MANY_CONNECTIONS, Reply
+from .rates import RateLimit
+from .reply import SHUTTING_DOWN, TOO_FAST, TOO_MANY_CONNECTIONS, Reply
 from .session import Backend
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ class Server:
         self.counters: Final = Counters()
         self.hooks: Final = HookRunner(self.logger, self.counters)
         self.authenticator: Final = Authenticator(backend, lambda: getattr(self.options.tls, "end_point", None))
+        self.observer: Final = self.options.observer
         self.proxies: Final = Networks(self.options.proxy_from)
         self._xforward: Final = Networks(self.options.allow_xforward)
         self._xclient: Final = Networks(self.options.allow_xclient)
+        self._rate: Final = RateLimit(self.options.max_connection_rate) if self.options.max_connection_rate else None
         self.now: float = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: list[_Listener] = []
@@ -292,12 +295,34 @@ class Server:
     def admit(self, conn: Conn) -> Reply | None:
         """Look at a new connection's address, now that it is known; a reply refuses it.  For connections."""
         most = self.options.max_connections_per_address
+        if not most and self._rate is None:
+            return None
+        address = conn.remote_addr
+        if not isinstance(address, tuple):
+            return None  # whoever may open a Unix socket is one of us
+        key = str(address[0])
         if most:
-            key = self._conns[conn] = _host(conn)
+            self._conns[conn] = key
             count = self._per_address[key] = self._per_address.get(key, 0) + 1
             if count > most:
                 return TOO_MANY_CONNECTIONS
+        if self._rate is not None and not self._rate.allows(key, self.now):
+            return TOO_FAST
         return None
+
+    def rejected(self, conn: Conn, reply: Reply) -> None:
+        """Count what a session refused.  For connections."""
+        self.counters.rejected += 1
+        if self.observer is not None:
+            self.observe("rejected", conn, reply)
+
+    def observe(self, what: str, *arguments: object) -> None:
+        """Tell the observer, if there is one.  For connections."""
+        if self.observer is not None:
+            try:
+                getattr(self.observer, what)(*arguments)
+            except Exception:
+                self.logger.exception("the observer failed")
 
     # What a connection is offered
 
@@ -344,6 +369,8 @@ class Server:
         key = self._conns.pop(conn, None)
         if key is None:
             return
+        if self.observer is not None:
+            self.observe("disconnected", conn)
         self.counters.connections -= 1
         if key:
             self._per_address[key] -= 1
@@ -373,8 +400,3 @@ def _identity(path: str | None) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _host(conn: Conn) -> str:
-    address = conn.remote_addr
-    return str(address[0]) if isinstance(address, tuple) else "unix"

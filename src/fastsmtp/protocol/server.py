@@ -178,6 +178,11 @@ class ServerProtocol(AccessProtocol):
         self.must_flush = True
 
     @property
+    def refusal(self) -> Reply | None:
+        """Why the message that arrives is refused, or None."""
+        return None if self._receiver is None else self._receiver.refusal
+
+    @property
     def in_body(self) -> bool:
         """The peer is sending a message, or one waits for its reply."""
         return self._receiver is not None or self._chunks is not None
