@@ -1,4 +1,4 @@
-"""The command: ``fastsmtp serve`` and ``fastsmtp send``, also as ``python -m fastsmtp``.
+"""The command: ``fastsmtp serve``, ``fastsmtp send`` and ``fastsmtp passwd``, also as ``python -m fastsmtp``.
 
 Exit codes: 0 when all went well; 1 for what the machine refuses (a busy port, an unwritable Maildir, a lost worker) or a
 server refuses (`send`); 2 for a bad option.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from . import limits
+from . import _passwd, limits
 from ._version import VERSION
 from .textproto import IMPLEMENTATION
 
@@ -89,6 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
     send.add_argument("--size", metavar="BYTES", type=_number(0), default=0, help="pad the made-up message to about that")
     send.add_argument("--count", metavar="N", type=_number(1), default=1, help="send it so often, on one connection")
     send.add_argument("--timeout", metavar="SECONDS", type=float, default=60.0, help="for each answer (%(default)s)")
+
+    passwd = commands.add_parser(
+        "passwd", help="edit a file of users", description="Set a user's password in a file of users for `serve --auth-file`."
+    )
+    _passwd.add_arguments(passwd)
     return parser
 
 
@@ -100,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ._serve import serve
 
             return serve(arguments)
+        if arguments.command == "passwd":
+            return _passwd.run(arguments)
         from ._send import send
 
         return send(arguments)
