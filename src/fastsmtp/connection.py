@@ -648,6 +648,7 @@ class Conn(asyncio.Protocol):
         self._core.reply(reply)
         if reply is None:
             self._username = exchange.username
+            self._core.offer = self._server.offer_for(self)
             self._server.counters.authenticated += 1
             self._server.observe("authenticated", self, self._username)
         elif self._auth_failures >= self._server.options.max_auth_failures > 0 and not self._core.closing:

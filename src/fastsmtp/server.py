@@ -350,6 +350,20 @@ class Server:
 
     def offer_for(self, conn: Conn) -> Offer:
         """What this connection is offered as it is now.  For connections."""
+        offer = self._offer_for(conn)
+        change: Any = getattr(conn.session, "offer", None)
+        if change is None:
+            return offer
+        try:
+            changed = change(offer)
+            if type(changed) is Offer:
+                return changed
+            raise TypeError(f"offer returned {type(changed).__name__}, not an Offer")
+        except Exception:
+            self.logger.exception("the session's offer failed")
+            return offer
+
+    def _offer_for(self, conn: Conn) -> Offer:
         options = self.options
         may_auth = not options.disable_auth and (self.authenticator or hasattr(conn.session, "auth"))
         if not (may_auth or options.tls or self._xforward or self._xclient):

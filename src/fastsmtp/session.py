@@ -79,7 +79,8 @@ class Session(Protocol):
     """One client's session; see the module's text for what a hook may return and raise.
 
     These may be there as well, and are then called: ``connect(conn)`` before the greeting (its refusal, 554 or 421, is the greeting),
-    ``helo(name)`` at HELO, EHLO and LHLO, ``vrfy(argument)`` at VRFY, ``expn(argument)`` at EXPN, ``etrn(node)`` at ETRN, and
+    ``helo(name)`` at HELO, EHLO and LHLO, ``vrfy(argument)`` at VRFY, ``expn(argument)`` at EXPN, ``etrn(node)`` at ETRN,
+    ``offer(offer)``, which may change what this connection is offered and its options, and
     ``auth(credentials)``, which decides about an AUTH whose mechanism is in the attribute ``auth_mechanisms`` (PLAIN and LOGIN without it).
     """
 

@@ -38,6 +38,7 @@ from .lines import LineProtocol
 from .xforward import ForwardError, XForward, parse_xclient, parse_xforward
 
 if TYPE_CHECKING:
+    from ..extensions import Offer
     from .server import ServerProfile
 
 __all__ = ["AccessProtocol"]
@@ -52,7 +53,7 @@ class AccessProtocol(LineProtocol):
         lmtp: LMTP is spoken, not SMTP.
         hello: the name given in HELO, EHLO or LHLO, "" before.
         hello_verb: which of the three it was, "" before.
-        offer: what EHLO offers here; the shell sets it.
+        offer: what EHLO offers here; its options hold for this connection.
         auth_withheld: AUTH would be offered within TLS; the shell sets it.
         authenticated: AUTH has succeeded.
         sender: the reverse-path of the transaction, or None outside of one.
@@ -61,6 +62,7 @@ class AccessProtocol(LineProtocol):
 
     __slots__ = (
         "_capabilities",
+        "_offer",
         "_profile",
         "_responding",
         "auth_withheld",
@@ -68,7 +70,6 @@ class AccessProtocol(LineProtocol):
         "hello",
         "hello_verb",
         "lmtp",
-        "offer",
         "sender",
         "xforward",
     )
@@ -81,7 +82,7 @@ class AccessProtocol(LineProtocol):
         self.lmtp: Final = profile.options.lmtp
         self.hello = ""
         self.hello_verb = ""
-        self.offer = profile.offer
+        self._offer = profile.offer
         self.auth_withheld = False
         self.authenticated = False
         self.sender: str | None = None
@@ -90,6 +91,16 @@ class AccessProtocol(LineProtocol):
     def reset_transaction(self) -> None:
         """Forget what belongs to a message."""
         raise NotImplementedError
+
+    @property
+    def offer(self) -> Offer:
+        """What EHLO offers here."""
+        return self._offer
+
+    @offer.setter
+    def offer(self, offer: Offer) -> None:
+        self._offer = offer
+        self._options = offer.options
 
     def _forget(self) -> None:
         """As if the connection were new."""

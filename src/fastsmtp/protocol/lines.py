@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from .. import limits
 from ..options import ServerOptions
@@ -38,7 +38,7 @@ class LineProtocol:
     )
 
     def __init__(self, options: ServerOptions) -> None:
-        self._options: Final = options
+        self._options = options
         self._buffer = b""
         self._pos = 0
         self._skipped = 0

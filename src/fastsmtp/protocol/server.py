@@ -98,14 +98,14 @@ class ServerProfile:
         words = options.greeting or ("LMTP ready" if options.lmtp else "ESMTP ready")
         self.greeting: Final = Reply(220, EnhancedCode.NONE, f"{options.domain} {words}")
         self.hello: Final = Reply(250, EnhancedCode.NONE, options.domain)
+        # RFC 3207 section 4: what a server that requires TLS still does without.
+        self.commands: Final = _COMMANDS
+        before_tls = ("HELO", "EHLO", "LHLO", "STARTTLS", "NOOP", "RSET", "QUIT", "XCLIENT")
+        self.plaintext_commands: Final = {verb: _COMMANDS[verb] for verb in before_tls}
         off = {
             verb for verb, on in (("BDAT", options.chunking), ("EXPN", options.expn), ("ETRN", options.etrn)) if not on
         }
-        self.commands: Final = {verb: _COMMANDS[verb] for verb in _COMMANDS if verb not in off}
-        # RFC 3207 section 4: what a server that requires TLS still does without.
-        before_tls = ("HELO", "EHLO", "LHLO", "STARTTLS", "NOOP", "RSET", "QUIT", "XCLIENT")
-        self.plaintext_commands: Final = {verb: _COMMANDS[verb] for verb in before_tls}
-        unsaid = {"STARTTLS", "AUTH", "XFORWARD", "XCLIENT", *(("HELO", "EHLO") if options.lmtp else ("LHLO",))}
+        unsaid = {*off, "STARTTLS", "AUTH", "XFORWARD", "XCLIENT", *(("HELO", "EHLO") if options.lmtp else ("LHLO",))}
         self.help: Final = Reply(
             214, EnhancedCode(2, 0, 0), "Commands: " + " ".join(sorted(self.commands.keys() - unsaid))
         )
@@ -323,6 +323,8 @@ class ServerProtocol(AccessProtocol):
         return self.mail_params.body in ("8BITMIME", "BINARYMIME") or self.mail_params.smtputf8
 
     def _bdat(self, argument: str) -> Event:
+        if not self._options.chunking:
+            return self._refuse(NOT_IMPLEMENTED)
         try:
             size, last = parse_bdat(argument)
         except CommandError as error:
@@ -410,6 +412,8 @@ class ServerProtocol(AccessProtocol):
         self.must_flush = True
 
     def _expn(self, argument: str) -> Event:
+        if not self._options.expn:
+            return self._refuse(NOT_IMPLEMENTED)
         if not argument:
             return self._refuse(EXPN_NEEDS_ARGUMENT)
         return self._wait(Expand(argument), ServerProtocol._settle_expn)
@@ -419,6 +423,8 @@ class ServerProtocol(AccessProtocol):
         self.must_flush = True
 
     def _etrn(self, argument: str) -> Event:
+        if not self._options.etrn:
+            return self._refuse(NOT_IMPLEMENTED)
         if not self.hello:
             return self._refuse(HELLO_FIRST)
         if self.sender is not None:
@@ -469,7 +475,7 @@ _COMMANDS: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
 _TURNED_AWAY: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {"QUIT": ServerProtocol._quit}
 
 # Verbs of RFC 5321 and its elders that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
-_NOT_IMPLEMENTED: Final = frozenset({"EXPN", "TURN", "SEND", "SOML", "SAML", "BDAT", "ETRN"})
+_NOT_IMPLEMENTED: Final = frozenset({"TURN", "SEND", "SOML", "SAML"})
 
 
 def _masked(verb: str, line: bytes) -> bytes:
