@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("session", "observer", "authfile", "tls"),
     ("counters", "rates", "hooks", "reception", "authentication", "entrance", "connection", "server", "client", "pool"),
     ("delivery",),
-    ("_passwd", "_send", "_serve", "cli", "__main__"),
+    ("_passwd", "_send", "_logs", "_board", "_listen", "_supervise", "_serve", "cli", "__main__"),
 )
 PLACES = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)
