@@ -20,7 +20,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("reply", "address", "xtext", "networks", "options", "extensions", "sasl"),
     ("protocol",),
     ("session", "observer", "authfile", "tls"),
-    ("counters", "rates", "hooks", "reception", "authentication", "entrance", "connection", "server", "client", "pool"),
+    ("counters", "rates", "hooks", "reception", "authentication", "entrance", "channel", "admission", "connection")
+    + ("server", "client", "pool"),
     ("delivery",),
     ("_passwd", "_send", "_logs", "_board", "_listen", "_supervise", "_serve", "cli", "__main__"),
 )
@@ -71,8 +72,8 @@ def test_arrows_point_down(path: pathlib.Path) -> None:
 
 
 def test_the_checker_sees_imports() -> None:
-    assert {"protocol", "session", "limits"} <= imports(SOURCE / "connection.py")
-    assert "server" not in imports(SOURCE / "connection.py")  # only for type checkers
+    assert {"protocol", "session", "limits"} <= imports(SOURCE / "channel.py")
+    assert "server" not in imports(SOURCE / "channel.py")  # only for type checkers
 
 
 def run(code: str) -> None:

@@ -1,0 +1,300 @@
+"""Who the client is and what it may do: the shell's side of PROXY, the greeting, TLS, AUTH, XCLIENT and the choice of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from . import limits
+from .authentication import Exchange, failure_delay
+from .channel import AT_THE_GATE, ENDING, NOT_GREETED, PEER_IS_DEAF, Channel, no_answer
+from .entrance import ProxyGate, start_tls
+from .protocol import Auth, AuthResponse, ClientIs, MailFrom, StartTLS, XClient
+from .reply import EARLY_TALKER, SHUTTING_DOWN, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, Reply
+from .session import Address, ConnectionState, Session
+
+if TYPE_CHECKING:
+    import ssl
+
+    from .protocol.proxy import ProxyHeader
+    from .server import Server
+
+__all__ = ["Admission"]
+
+
+class Admission(Channel):
+    """The part of `Conn` that knows the client."""
+
+    __slots__ = ("_auth_failures", "_exchange", "_implicit_tls", "_proxy", "_username", "_xclient")
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, implicit_tls: bool) -> None:
+        super().__init__(server, loop)
+        self._implicit_tls = implicit_tls
+        self._proxy: ProxyHeader | None = None
+        self._xclient: XClient | None = None
+        self._exchange: Exchange | None = None  # AUTH, while it goes on
+        self._auth_failures = 0
+        self._username = ""
+
+    # What sessions and backends use
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is known of the connection now."""
+        core, xclient = self._core, self._xclient
+        return ConnectionState(
+            hostname=core.hello or (xclient and xclient.helo) or "",
+            remote_addr=self.remote_addr,
+            local_addr=self.local_addr,
+            tls=self.tls_connection_state,
+            protocol={"EHLO": "ESMTP", "LHLO": "LMTP"}.get(core.hello_verb, "SMTP"),
+            username=self._username or (xclient and xclient.login) or "",
+            proxy=self._proxy,
+            xclient=xclient,
+        )
+
+    @property
+    def remote_addr(self) -> Address:
+        """The client's socket address, as PROXY or XCLIENT have it if they were allowed to."""
+        xclient = self._xclient
+        if xclient is not None and xclient.addr is not None:
+            return (xclient.addr, xclient.port or 0)
+        return self.peer_addr
+
+    @property
+    def peer_addr(self) -> Address:
+        """The address of who speaks to us, which XCLIENT does not change: what decides whom to trust."""
+        proxy = self._proxy
+        if proxy is not None and proxy.command == "PROXY":
+            return proxy.source or ("", 0)
+        address: Address = self._transport.get_extra_info("peername")
+        return address
+
+    @property
+    def local_addr(self) -> Address:
+        """The server's socket address, as PROXY or XCLIENT have it if they were allowed to."""
+        xclient, proxy = self._xclient, self._proxy
+        if xclient is not None and xclient.destaddr is not None:
+            return (xclient.destaddr, xclient.destport or 0)
+        if proxy is not None and proxy.destination is not None:
+            return proxy.destination
+        address: Address = self._transport.get_extra_info("sockname")
+        return address
+
+    @property
+    def username(self) -> str:
+        """Who the client has authenticated as, "" for nobody."""
+        return self._username
+
+    @property
+    def tls_connection_state(self) -> ssl.SSLObject | None:
+        """The TLS object, or None in plaintext."""
+        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
+        return tls
+
+    def withhold_auth(self, until_tls: bool) -> None:
+        """AUTH is not offered, or only within TLS.  For the server."""
+        self._core.auth_withheld = until_tls
+
+    # The entrance
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport by type
+        server = self._server
+        if server.options.debug is not None:
+            self._core.trace = self._trace
+        refusal = server.attach(self.conn)
+        self._renew()
+        if server.proxies and self.peer_addr in server.proxies:
+            self._holds |= AT_THE_GATE
+            self._deadline = server.now + limits.PROXY_TIMEOUT
+            self._transport.set_protocol(ProxyGate(self.conn, self._transport))
+        else:
+            self._admit(refusal)
+
+    def proxied(self, header: ProxyHeader) -> None:
+        """The PROXY header has come.  For the gate."""
+        self._holds &= ~AT_THE_GATE
+        self._proxy = header
+        self._renew()
+        self._admit(SHUTTING_DOWN if self._server.stopping else None)
+
+    def _admit(self, refusal: Reply | None) -> None:
+        """The client's address is known: is it welcome, and does it begin with TLS?"""
+        refusal = self._server.admit(self.conn.conn) or refusal
+        if not self._implicit_tls:
+            self._begin(refusal)
+        elif refusal is None and (context := self._server.tls_context()) is not None:
+            self._call(self._begin, self._shake_hands, context)
+        else:
+            self.close()  # a handshake only to say no would cost more than it is worth
+
+    def _begin(self, refusal: Reply | None) -> None:
+        """SMTP begins, after a while if so wanted."""
+        delay = self._server.options.greeting_delay
+        if delay and refusal is None:
+            self._holds |= NOT_GREETED
+            self._turn = self._loop.call_later(delay, self._begin_late)
+        else:
+            self._welcome(refusal)
+
+    def _begin_late(self) -> None:
+        self._turn = None
+        self._holds &= ~NOT_GREETED
+        if not self._holds & ENDING:
+            self._welcome(EARLY_TALKER if self._core.buffered else None)
+
+    def _welcome(self, refusal: Reply | None) -> None:
+        if refusal is not None:
+            self._greeted(refusal)
+        elif self._server.session_on_connect:
+            self._call(self._greeted, self._open)
+        else:
+            self._greeted(None)
+        self._after()
+
+    def _greeted(self, reply: Reply | None) -> None:
+        server = self._server
+        self._core.offer = server.offer_for(self.conn)
+        if reply is not None and reply.accepted:
+            reply = None
+        if server.observer is not None:
+            if reply is None:
+                server.observe("connected", self.conn)
+            else:
+                server.observe("rejected", self.conn, reply)
+        self._core.greet(reply)
+
+    # TLS
+
+    def _start_tls(self, event: StartTLS) -> None:
+        context = self._server.tls_context()
+        if context is None:
+            self._core.reply(TLS_UNAVAILABLE)
+            return
+        self._core.reply(None)
+        self._flush()
+        self._call(self._start_over, self._shake_hands, context)
+
+    def _shake_hands(self, context: ssl.SSLContext) -> Awaitable[Reply | None]:
+        self._core.begin_tls()
+        self._holds &= ~PEER_IS_DEAF
+        timeout = self._server.options.handshake_timeout
+        return self._secure(start_tls(self._loop, self._transport, self.conn, context, timeout))
+
+    async def _secure(self, handshake: Awaitable[asyncio.Transport | None]) -> Reply | None:
+        transport = await handshake
+        if transport is None:
+            self._holds |= ENDING
+        else:
+            self._transport = transport
+            self._reading_paused = False
+            self._server.counters.tls += 1
+        return None
+
+    def _start_over(self, reply: Reply | None) -> None:
+        """TLS has begun: the client starts over, and a login is forgotten (RFC 3207 section 4.2)."""
+        session = self._session
+        self._core.offer = self._server.offer_for(self.conn.conn)
+        if session is None:
+            return
+        if self._username:
+            self._username = ""
+            self._session = None  # the next one is asked for at MAIL
+            self._call(no_answer, session.logout)
+        else:
+            self._call(no_answer, session.reset)
+
+    # AUTH and XCLIENT
+
+    def _auth(self, event: Auth) -> None:
+        self._exchange = Exchange(self.conn, event.mechanism)
+        self._call(self._auth_stepped, self._auth_step, self._exchange, event.response)
+
+    def _auth_response(self, event: AuthResponse) -> None:
+        assert self._exchange is not None
+        self._call(self._auth_stepped, self._auth_step, self._exchange, event.response)
+
+    async def _auth_step(self, exchange: Exchange, response: bytes | None) -> Reply | None:
+        reply = await exchange.step(response)
+        session = exchange.session
+        if reply is None and session is not None and session is not self._session:
+            reply = await self._introduce(session)
+            if reply is None:
+                before, self._session = self._session, session
+                if before is not None:
+                    await self._hooks.call(before, "logout")
+        if reply is not None and reply.code == 535:
+            self._auth_failures += 1
+            self._server.counters.auth_failures += 1
+            self._server.observe("auth_failed", self.conn.conn)
+            await asyncio.sleep(failure_delay(self._server.options.auth_failure_delay, self._auth_failures))
+        return reply
+
+    def _auth_stepped(self, reply: Reply | None) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if reply is None and exchange.session is None:
+            self._core.challenge(exchange.challenge)
+            return
+        self._exchange = None
+        self._core.reply(reply)
+        if reply is None:
+            self._username = exchange.username
+            self._core.offer = self._server.offer_for(self.conn.conn)
+            self._server.counters.authenticated += 1
+            self._server.observe("authenticated", self.conn.conn, self._username)
+        elif self._auth_failures >= self._server.options.max_auth_failures > 0 and not self._core.closing:
+            self._core.say(TOO_MANY_AUTH_FAILURES)
+
+    def _client_is(self, event: ClientIs) -> None:
+        self._xclient = (self._xclient or XClient()).updated(event.values)
+        self._username = ""
+        self._call(self._core.reply, self._reopen)
+
+    async def _reopen(self) -> Reply | None:
+        """XCLIENT: another client, so another session."""
+        session, self._session = self._session, None
+        if session is not None:
+            await self._hooks.call(session, "logout")
+        if not self._server.session_on_connect:
+            return None
+        reply: Reply | None = await self._hooks.call(self, "_open")
+        return None if reply is None or reply.accepted else reply
+
+    # Sessions
+
+    def _open(self) -> Any:
+        """Ask for the anonymous session and its connect hook; the reply is the greeting."""
+        session: Any = self._server.backend.anonymous_login(self.state)
+        if inspect.isawaitable(session):
+            return self._open_later(session)
+        self._session = session
+        hook = getattr(session, "connect", None)
+        return None if hook is None else hook(self.conn)
+
+    async def _open_later(self, session: Awaitable[Session]) -> Reply | None:
+        self._session = opened = await session
+        return await self._hooks.call(opened, "connect", self.conn)
+
+    async def _open_and_mail(self, event: MailFrom) -> Reply | None:
+        """A session that is made at its first MAIL sees connect and helo before it, as any other."""
+        session: Any = self._server.backend.anonymous_login(self.state)
+        if inspect.isawaitable(session):
+            session = await session
+        reply = await self._introduce(session)
+        if reply is not None:
+            return reply
+        self._session = session
+        return await self._hooks.call(session, "mail", event.sender, event.params)
+
+    async def _introduce(self, session: Session) -> Reply | None:
+        """A session that comes late sees connect and helo first; a refusal by one of them."""
+        for name, argument in (("connect", self.conn), ("helo", self._core.hello)):
+            reply = await self._hooks.call(session, name, argument)
+            if reply is not None and not reply.accepted:
+                return reply
+        return None
