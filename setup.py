@@ -3,6 +3,7 @@
 FASTSMTP_PURE=1               no extension: a py3-none-any wheel.
 FASTSMTP_REQUIRE_EXTENSION=1  the extension, or an error.
 neither                       the extension if a compiler works, else pure Python.
+both                          an error.  Empty and 0 are as if not set.
 
 setuptools' `optional=True` is not used: it hides compile errors and makes a platform wheel without the extension in it.  So a compiler
 is tried first, and what is decided then is built or fails.
@@ -33,10 +34,17 @@ def compiler_works() -> bool:
     return True
 
 
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")  # as in src/fastsmtp/_twin.py
+
+
 def extensions() -> list:
-    if os.environ.get("FASTSMTP_PURE") == "1":
+    required = is_set("FASTSMTP_REQUIRE_EXTENSION")
+    if is_set("FASTSMTP_PURE"):
+        if required:
+            sys.exit("FASTSMTP_PURE and FASTSMTP_REQUIRE_EXTENSION contradict each other")
         return []
-    if os.environ.get("FASTSMTP_REQUIRE_EXTENSION") != "1" and not compiler_works():
+    if not required and not compiler_works():
         return []
     from Cython.Build import cythonize
 

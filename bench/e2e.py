@@ -77,6 +77,7 @@ def smtp_sink(port: int) -> list[str]:
 PEERS = (
     Peer("fastsmtp uvloop", script("fastsmtp_discard.py", "uvloop", "plain"), needs("uvloop")),
     Peer("fastsmtp uvloop async", script("fastsmtp_discard.py", "uvloop", "async"), needs("uvloop")),
+    Peer("fastsmtp uvloop stream", script("fastsmtp_discard.py", "uvloop", "stream"), needs("uvloop")),
     Peer("fastsmtp asyncio", script("fastsmtp_discard.py", "asyncio", "plain"), needs()),
     Peer("smtp-sink", smtp_sink, needs(program="smtp-sink")),
     Peer("aiosmtpd uvloop", script("aiosmtpd_discard.py", "uvloop"), needs("aiosmtpd")),
