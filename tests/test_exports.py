@@ -19,7 +19,11 @@ SESSION_API = """Backend Session SessionFactory DefaultBackend DefaultSession Da
 EnhancedCode SMTPError AuthRequired AuthUnsupported DataTooLarge ServerOptions Server""".split()
 TEXT_API = """canonical_mime_header_key Reader Writer Pipeline TextConn MIMEHeader ProtocolError ResponseError decode_dot encode_dot
 parse_mime_header parse_response DotDecoder DotEncoder IMPLEMENTATION""".split()
+CLIENT_API = "Client ClientOptions Timeouts send_mail Pool Delivery ConnectionLost TimedOut TLSFailed".split()
 MEMBERS = {
+    "Client": """connect hello start_tls login auth extension supports_auth max_message_size tls_connection_state verify mail rcpt data
+        send_message reset noop quit close wait_closed xforward xclient expand help command""",
+    "Pool": "connection send_message close",
     "Conn": "close read_line reject server session set_session state tls_connection_state write_response",
     "Server": "listen_and_serve serve for_each_conn close shutdown start serve_forever wait_closed sockets port",
     "DataContext": "set_status set_smtp_response start_delivery helo",
@@ -35,6 +39,12 @@ MEMBERS = {
 def test_session_api(name: str) -> None:
     assert name in fastsmtp.__all__
     assert getattr(fastsmtp, name).__module__.startswith("fastsmtp.") or name == "SessionFactory"
+
+
+@pytest.mark.parametrize("name", CLIENT_API)
+def test_client_api(name: str) -> None:
+    assert name in fastsmtp.__all__
+    assert getattr(fastsmtp, name).__module__.startswith("fastsmtp.")
 
 
 @pytest.mark.parametrize("name", TEXT_API)

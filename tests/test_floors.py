@@ -21,9 +21,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("protocol",),
     ("session", "observer", "authfile", "tls"),
     ("counters", "rates", "hooks", "reception", "authentication", "entrance", "channel", "admission", "connection")
-    + ("server", "client", "pool"),
+    + ("server", "client_options", "dial", "client_connection", "client_body", "client_login", "client_base")
+    + ("client", "pool"),
     ("delivery",),
-    ("_passwd", "_send", "_logs", "_board", "_listen", "_supervise", "_serve", "cli", "__main__"),
+    ("_arguments", "_passwd", "_send", "_logs", "_systemd", "_board", "_listen", "_supervise", "_metrics", "_serve")
+    + ("cli", "__main__"),
 )
 PLACES = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)

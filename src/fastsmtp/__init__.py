@@ -12,6 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .client import Client, send_mail
+    from .client_connection import ConnectionLost, TimedOut, TLSFailed
+    from .client_options import ClientOptions, Timeouts
     from .connection import Conn
     from .counters import Counters
     from .errors import (
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     )
     from .extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
     from .options import ServerOptions
+    from .pool import Pool
+    from .protocol.transaction import Delivery
     from .reply import AuthRequired, AuthUnsupported, DataTooLarge, EnhancedCode, Reply, SMTPError
     from .server import Server
     from .session import (
@@ -45,8 +50,11 @@ __all__ = [
     "AuthRequired",
     "AuthUnsupported",
     "Backend",
+    "Client",
+    "ClientOptions",
     "ConfigurationError",
     "Conn",
+    "ConnectionLost",
     "ConnectionState",
     "Counters",
     "DataContext",
@@ -55,6 +63,7 @@ __all__ = [
     "DefaultBackend",
     "DefaultSession",
     "DeliverBy",
+    "Delivery",
     "EnhancedCode",
     "FastSMTPError",
     "HeaderError",
@@ -62,6 +71,7 @@ __all__ = [
     "MailParams",
     "MessageAborted",
     "OriginalRecipient",
+    "Pool",
     "ProtocolError",
     "RcptParams",
     "Reply",
@@ -71,13 +81,26 @@ __all__ = [
     "ServerOptions",
     "Session",
     "SessionFactory",
+    "TLSFailed",
+    "TimedOut",
+    "Timeouts",
     "UnexpectedEOF",
     "ValidSince",
     "canonical_mime_header_key",
+    "send_mail",
 ]
 
 # Names are loaded when first used, so that the lower floors can be imported without asyncio, socket and ssl.
 _HOMES: Final = {
+    "Client": "client",
+    "ClientOptions": "client_options",
+    "ConnectionLost": "client_connection",
+    "Delivery": "protocol.transaction",
+    "Pool": "pool",
+    "TLSFailed": "client_connection",
+    "TimedOut": "client_connection",
+    "Timeouts": "client_options",
+    "send_mail": "client",
     "Conn": "connection",
     "Counters": "counters",
     "ConfigurationError": "errors",

@@ -75,6 +75,11 @@ class Transaction:
             return self._finished if self._envelope.hopeless is None else not self._envelope.waiting
         return True
 
+    @property
+    def blocked(self) -> bool:
+        """The last piece waits here until the server has answered what went before: write no more now."""
+        return self._chunked and self._body is not None and not (self._body.sent or self._body.done)
+
     def write(self, chunk: bytes) -> None:
         """Write a piece of the message.
 

@@ -1,0 +1,141 @@
+"""A message to send, whatever it is kept in, as pieces of a good size; never as a whole copy.
+
+bytes, bytearray, memoryview    a file, or whatever has `read(n)`, plain or async    an iterable or async iterable of bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import io
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+
+__all__ = ["Message", "MessageReader", "Outgoing"]
+
+
+@runtime_checkable
+class MessageReader(Protocol):
+    """A file opened in binary mode, an `asyncio.StreamReader`, a `DataReader`: what is read until it gives b""."""
+
+    def read(self, n: int, /) -> Any: ...
+
+
+Message: TypeAlias = bytes | bytearray | memoryview | MessageReader | Iterable[bytes] | AsyncIterable[bytes]
+
+_PIECE: Final = 64 * 1024  # what is smaller is gathered: with BDAT each piece is a command
+_LARGEST: Final = 256 * 1024  # and what is larger is cut
+_PATIENCE: Final = (
+    10.0  # seconds after which what was gathered goes out, so that a slow source does not look like a dead client
+)
+
+
+class Outgoing:
+    """A message on its way out; to be read once.
+
+    Attributes:
+        size: its octets as they go over the wire, before dots are doubled; None if that is not known, for a file a good guess
+            (RFC 1870 section 5).
+        eight_bit: it has octets over 127; None if that is not known.
+        utf8_header: its header has some.
+
+    Raises:
+        TypeError: it is text, or nothing that holds a message.
+    """
+
+    __slots__ = ("_message", "eight_bit", "size", "utf8_header")
+
+    def __init__(self, message: Message, binary: bool = False) -> None:
+        self.size: int | None = None
+        self.eight_bit: bool | None = None
+        self.utf8_header = False
+        if isinstance(message, bytes | bytearray | memoryview):
+            whole = bytes(message)
+            self._message: Message = whole
+            self.size = len(whole) if binary else _canonical_size(whole)
+            self.eight_bit = not whole.isascii()
+            self.utf8_header = self.eight_bit and _has_utf8_header(whole)
+            return
+        if isinstance(message, str | io.TextIOBase):
+            raise TypeError("a message is bytes, not text")
+        if isinstance(message, MessageReader):
+            self.size = _file_size(message)
+        elif not isinstance(message, Iterable | AsyncIterable):
+            raise TypeError(f"no message: {type(message).__name__}")
+        self._message = message
+
+    async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
+        """Its pieces, the last one, perhaps empty, marked."""
+        message = self._message
+        if isinstance(message, bytes):
+            last = max(0, (len(message) - 1) // _LARGEST) * _LARGEST
+            for start in range(0, last, _LARGEST):
+                yield message[start : start + _LARGEST], False
+            yield message[last:] if last else message, True
+            return
+        assert not isinstance(message, bytearray | memoryview)  # they are bytes by now
+        time = asyncio.get_running_loop().time
+        gathered: list[bytes] = []
+        size = 0
+        until = time() + _PATIENCE
+        async for part in _parts(message):
+            gathered.append(part)
+            size += len(part)
+            if size >= _PIECE or time() >= until:
+                whole = b"".join(gathered)
+                for start in range(0, size, _LARGEST):
+                    yield whole[start : start + _LARGEST], False
+                gathered.clear()
+                size = 0
+                until = time() + _PATIENCE
+        yield b"".join(gathered), True
+
+
+def _parts(message: MessageReader | Iterable[bytes] | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    if isinstance(message, MessageReader):
+        return _read(message)
+    if isinstance(message, AsyncIterable):
+        return aiter(message)
+    return _each(message)
+
+
+async def _each(parts: Iterable[bytes]) -> AsyncGenerator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def _read(file: MessageReader) -> AsyncGenerator[bytes]:
+    # A file of the disk can keep us waiting, so a thread waits for it.
+    direct = isinstance(file, io.BytesIO) or inspect.iscoroutinefunction(file.read)
+    while True:
+        part = file.read(_LARGEST) if direct else await asyncio.to_thread(file.read, _LARGEST)
+        if inspect.isawaitable(part):
+            part = await part
+        if not part:
+            return
+        yield part
+
+
+def _canonical_size(message: bytes) -> int:
+    """Octets once each CR, LF or CR LF is CR LF, with one at the end (RFC 5321 2.3.8)."""
+    ends = message.count(b"\r\n")
+    alone = message.count(b"\n") + message.count(b"\r") - 2 * ends
+    return len(message) + alone + (0 if not message or message.endswith((b"\n", b"\r")) else 2)
+
+
+def _file_size(file: Any) -> int | None:
+    """What is left of a regular file, or of octets in memory."""
+    try:
+        if isinstance(file, io.BytesIO):
+            return len(file.getbuffer()) - file.tell()
+        status = os.fstat(file.fileno())
+        return max(0, status.st_size - int(file.tell())) if stat.S_ISREG(status.st_mode) else None
+    except (AttributeError, OSError, ValueError, TypeError):
+        return None
+
+
+def _has_utf8_header(message: bytes) -> bool:
+    ends = [end for blank in (b"\r\n\r\n", b"\n\n") if (end := message.find(blank)) >= 0]
+    return not message[: min(ends, default=len(message))].isascii()
