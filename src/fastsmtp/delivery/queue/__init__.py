@@ -1,0 +1,53 @@
+"""The durable queue: its contract, and the engine in a directory of this machine."""
+
+from __future__ import annotations
+
+from .contract import (
+    DELIVERED,
+    Body,
+    Claim,
+    Claims,
+    Envelope,
+    Lease,
+    LeaseLost,
+    Message,
+    NoSuchMessage,
+    Page,
+    Queue,
+    QueuedMessage,
+    QueueError,
+    QueueFull,
+    QueueInUse,
+    QueueUnavailable,
+    Recipient,
+    Result,
+    State,
+    Stats,
+    Target,
+)
+from .sqlite import SQLiteQueue
+
+__all__ = [
+    "DELIVERED",
+    "Body",
+    "Claim",
+    "Claims",
+    "Envelope",
+    "Lease",
+    "LeaseLost",
+    "Message",
+    "NoSuchMessage",
+    "Page",
+    "Queue",
+    "QueueError",
+    "QueueFull",
+    "QueueInUse",
+    "QueueUnavailable",
+    "QueuedMessage",
+    "Recipient",
+    "Result",
+    "SQLiteQueue",
+    "State",
+    "Stats",
+    "Target",
+]

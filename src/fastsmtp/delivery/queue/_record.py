@@ -1,0 +1,191 @@
+"""How envelopes and recipients are stored: JSON arrays that begin with their version and leave out what is default.
+
+    envelope    [1, sender] or [1, sender, {params of MAIL}, {origin}]
+    recipients  [1, [number, address, state, attempts, reply, delay reported, {params of RCPT}], ...]
+
+Defaults at an array's end are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from fastsmtp.extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
+from fastsmtp.reply import EnhancedCode, Reply
+
+from .contract import Envelope, QueueUnavailable, Result, State
+
+__all__ = [
+    "StoredRecipient",
+    "apply",
+    "decode_envelope",
+    "decode_recipients",
+    "encode_envelope",
+    "encode_recipients",
+    "new_recipient",
+    "new_recipients",
+]
+
+VERSION: Final = 1
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, so that any string can be stored
+_string: Final = json.encoder.encode_basestring_ascii  # the same for one string, without the encoder's overhead
+_decode: Final = json.JSONDecoder().decode
+
+_STATES: Final = (State.PENDING, State.DELIVERED, State.FAILED)
+_NUMBERS: Final = {state: number for number, state in enumerate(_STATES)}
+_PLAIN: Final = ("size", "body", "smtputf8", "ret", "envid", "requiretls", "mt_priority", "auth")
+_NO_MAIL_PARAMS: Final = MailParams()
+_NO_RCPT_PARAMS: Final = RcptParams()
+
+
+class StoredRecipient(NamedTuple):
+    """A recipient as its unit stores it."""
+
+    number: int
+    address: str
+    params: RcptParams
+    state: State = State.PENDING
+    attempts: int = 0
+    reply: Reply | None = None
+    delay_reported: bool = False
+
+
+def new_recipient(number: int, address: str, params: RcptParams) -> str:
+    """The array of a recipient that was not tried yet, for `new_recipients`."""
+    if params == _NO_RCPT_PARAMS:
+        return f"[{number},{_string(address)}]"
+    return _encode([number, address, 0, 0, None, 0, _rcpt_params(params)])
+
+
+def new_recipients(recipients: Iterable[str]) -> str:
+    """The recipients of one unit, from the arrays of `new_recipient`."""
+    return f"[{VERSION},{','.join(recipients)}]"
+
+
+def encode_envelope(envelope: Envelope) -> str:
+    """What of an envelope no other column has."""
+    if not envelope.origin and envelope.params == _NO_MAIL_PARAMS:  # as most are
+        return f"[{VERSION},{_string(envelope.sender)}]"
+    return _encode([VERSION, envelope.sender, _mail_params(envelope.params), dict(envelope.origin)])
+
+
+def decode_envelope(text: str) -> tuple[str, MailParams, Mapping[str, str]]:
+    """Sender, parameters and origin."""
+    record = _versioned(text)
+    if len(record) == 2:
+        return record[1], _NO_MAIL_PARAMS, {}
+    return record[1], _read_mail_params(record[2]), record[3]
+
+
+def encode_recipients(recipients: Iterable[list[Any]]) -> str:
+    """The recipients of one unit, from the arrays of `apply`."""
+    return _encode([VERSION, *recipients])
+
+
+def decode_recipients(text: str) -> list[StoredRecipient]:
+    """The recipients of one unit."""
+    return [_read_recipient(*each) for each in _versioned(text)[1:]]
+
+
+def apply(recipients: Iterable[StoredRecipient], results: Mapping[int, Result], others: Result | None) -> list[Any]:
+    """The arrays of a unit's recipients after an attempt; those that are not pending stay as they are."""
+    arrays = []
+    for each in recipients:
+        if each.state is State.PENDING and (result := results.get(each.number, others)) is not None:
+            each = each._replace(
+                state=result.state,
+                attempts=each.attempts + 1,
+                reply=result.reply if result.reply is not None else each.reply,
+                delay_reported=each.delay_reported or result.delay_reported,
+            )
+        reply = each.reply
+        arrays.append(
+            [
+                each.number,
+                each.address,
+                _NUMBERS[each.state],
+                each.attempts,
+                None if reply is None else [reply.code, [*reply.enhanced_code], reply.message],
+                int(each.delay_reported),
+                _rcpt_params(each.params),
+            ]
+        )
+    return arrays
+
+
+def _versioned(text: str) -> Any:
+    record = _decode(text)
+    if record[0] != VERSION:
+        raise QueueUnavailable(f"a record of version {record[0]}, this program knows {VERSION}")
+    return record
+
+
+def _read_recipient(
+    number: int,
+    address: str,
+    state: int = 0,
+    attempts: int = 0,
+    reply: list[Any] | None = None,
+    delay_reported: int = 0,
+    params: dict[str, Any] | None = None,
+) -> StoredRecipient:
+    return StoredRecipient(
+        number,
+        address,
+        _read_rcpt_params(params) if params else _NO_RCPT_PARAMS,
+        _STATES[state],
+        attempts,
+        None if reply is None else Reply(reply[0], EnhancedCode(*reply[1]), reply[2]),
+        bool(delay_reported),
+    )
+
+
+def _mail_params(params: MailParams) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name in _PLAIN:
+        value = getattr(params, name)
+        if value is not None and value is not False:
+            fields[name] = value
+    if params.by is not None:
+        fields["by"] = [params.by.seconds, params.by.mode, params.by.trace]
+    if params.hold is not None:
+        fields["hold"] = params.hold.isoformat() if isinstance(params.hold, datetime) else params.hold
+    if params.solicit is not None:
+        fields["solicit"] = params.solicit
+    return fields
+
+
+def _read_mail_params(fields: dict[str, Any]) -> MailParams:
+    if "by" in fields:
+        fields["by"] = DeliverBy(*fields["by"])
+    if isinstance(fields.get("hold"), str):
+        fields["hold"] = datetime.fromisoformat(fields["hold"])
+    if "solicit" in fields:
+        fields["solicit"] = tuple(fields["solicit"])
+    return MailParams(**fields)
+
+
+def _rcpt_params(params: RcptParams) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if params.notify is not None:
+        fields["notify"] = params.notify
+    if params.orcpt is not None:
+        fields["orcpt"] = [params.orcpt.addr_type, params.orcpt.address]
+    if params.rrvs is not None:
+        fields["rrvs"] = [params.rrvs.since.isoformat(), params.rrvs.action]
+    return fields
+
+
+def _read_rcpt_params(fields: dict[str, Any]) -> RcptParams:
+    if "notify" in fields:
+        fields["notify"] = tuple(fields["notify"])
+    if "orcpt" in fields:
+        fields["orcpt"] = OriginalRecipient(*fields["orcpt"])
+    if "rrvs" in fields:
+        since, action = fields["rrvs"]
+        fields["rrvs"] = ValidSince(datetime.fromisoformat(since), action)
+    return RcptParams(**fields)
