@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +32,14 @@ class Serving:
     def port(self) -> int:
         return int(self.place.rpartition(":")[2])
 
+    def line(self, text: str) -> str:
+        """The next line of standard error with this text in it."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if text in line:
+                return line
+        raise AssertionError(f"it has ended without a line with {text!r}")
+
     def stop(self) -> tuple[int, str]:
         """SIGTERM: the exit code, and the rest of standard error."""
         self.process.send_signal(signal.SIGTERM)
@@ -39,9 +48,23 @@ class Serving:
 
 
 @contextmanager
-def serving(*arguments: str, stdout: int | None = None) -> Iterator[Serving]:
-    command = [sys.executable, "-m", "fastsmtp", "serve", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=stdout, text=True)
+def serving(
+    *arguments: str,
+    stdout: int | None = None,
+    launcher: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Serving]:
+    """The command while it runs; `launcher` is what the command line is given to, more `environment` is added to ours."""
+    command = [*launcher, sys.executable, "-m", "fastsmtp", "serve", *arguments]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=stdout,
+        text=True,
+        pass_fds=pass_fds,
+        env={**os.environ, **(environment or {})},
+    )
     assert process.stderr is not None
     try:
         line = process.stderr.readline()

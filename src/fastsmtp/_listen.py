@@ -1,4 +1,4 @@
-"""The listening sockets of ``fastsmtp serve``.
+"""The listening sockets of ``fastsmtp serve``: made here, or inherited from who started it.
 
 With several workers each TCP port has one listening socket per worker (SO_REUSEPORT), so that the kernel spreads the connections; the
 parent keeps them all, so that what waits in a dead worker's backlog is served by the worker that takes its place.
@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["Listening", "listen", "place_of"]
+__all__ = ["Listening", "inherit", "listen", "place_of"]
 
 _BACKLOG: Final = 1024
 
@@ -81,6 +81,40 @@ def listen(host: str, port: int, unix: str | None, workers: int) -> Listening:
         Listening(groups, "").close()
         raise
     return Listening(groups, place_of(str(address[0]), int(address[1])))
+
+
+def inherit(fds: Sequence[int], workers: int) -> Listening:
+    """Listen on sockets that this process was started with.  All workers share them; what stands for them in the file system stays.
+
+    Raises:
+        OSError: one of these file descriptors is no listening stream socket.
+    """
+    groups: list[list[socket.socket]] = [[] for _ in range(workers)]
+    places = []
+    try:
+        for fd in fds:
+            try:
+                os.set_inheritable(fd, False)
+                sock = socket.socket(fileno=fd)
+                groups[0].append(sock)
+                if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    raise OSError(errno.EINVAL, "it is no listening stream socket")
+                places.append(_place(sock))
+                for group in groups[1:]:
+                    group.append(sock.dup())
+            except OSError as error:
+                raise OSError(error.errno, f"file descriptor {fd}: {error.strerror}") from None
+    except BaseException:
+        Listening(groups, "").close()
+        raise
+    return Listening(groups, ",".join(places))
+
+
+def _place(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        return place_of(str(name[0]), int(name[1]))
+    return f"@{name[1:].decode(errors='replace')}" if isinstance(name, bytes) else str(name)
 
 
 def place_of(host: str, port: int) -> str:

@@ -54,7 +54,7 @@ class Supervisor:
         on_tick: is called every second.
         on_end: is called with the number of a worker that has ended.
         on_stop: is called at the first signal to stop.
-        on_hangup: is called at SIGHUP, before it is passed on to the workers; None leaves SIGHUP alone.
+        on_hangup: is called at SIGHUP, and tells whether to pass it on to the workers; None leaves SIGHUP alone.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Supervisor:
         on_tick: Callable[[], None],
         on_end: Callable[[int], None],
         on_stop: Callable[[], None],
-        on_hangup: Callable[[], None] | None,
+        on_hangup: Callable[[], bool] | None,
     ) -> None:
         self._mains = [*workers, *([helper] if helper is not None else [])]
         self._workers = len(workers)
@@ -116,8 +116,7 @@ class Supervisor:
             self._send(signal.SIGTERM, self._workers)
             if self._stops == 1:
                 self._on_stop()
-        elif number == signal.SIGHUP and self._on_hangup is not None:
-            self._on_hangup()
+        elif number == signal.SIGHUP and self._on_hangup is not None and self._on_hangup():
             self._send(signal.SIGHUP, self._workers)
 
     def _start(self, number: int) -> None:

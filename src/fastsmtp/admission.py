@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import limits
 from .authentication import Exchange, failure_delay
-from .channel import AT_THE_GATE, ENDING, NOT_GREETED, PEER_IS_DEAF, Channel, no_answer
+from .channel import AT_THE_GATE, ENDING, NOT_GREETED, PEER_IS_DEAF, SHAKING_HANDS, Channel, no_answer
 from .entrance import ProxyGate, start_tls
 from .protocol import Auth, AuthResponse, ClientIs, MailFrom, StartTLS, XClient
-from .reply import EARLY_TALKER, SHUTTING_DOWN, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, Reply
+from .reply import AUTH_FAILED, EARLY_TALKER, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, AuthRequired, Reply
 from .session import Address, ConnectionState, Session
 
 if TYPE_CHECKING:
@@ -27,16 +28,29 @@ __all__ = ["Admission"]
 class Admission(Channel):
     """The part of `Conn` that knows the client."""
 
-    __slots__ = ("_auth_failures", "_exchange", "_implicit_tls", "_proxy", "_username", "_xclient")
+    __slots__ = (
+        "_auth_failures",
+        "_client_unknown",
+        "_end_point",
+        "_exchange",
+        "_implicit_tls",
+        "_peername",
+        "_proxy",
+        "_sockname",
+        "_username",
+        "_xclient",
+    )
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, implicit_tls: bool) -> None:
         super().__init__(server, loop)
         self._implicit_tls = implicit_tls
         self._proxy: ProxyHeader | None = None
         self._xclient: XClient | None = None
+        self._client_unknown = False  # XCLIENT said that its address is not known
+        self._end_point: bytes | None = None
         self._exchange: Exchange | None = None  # AUTH, while it goes on
         self._auth_failures = 0
-        self._username = ""
+        self._username: str | None = None  # None: nobody has authenticated
 
     # What sessions and backends use
 
@@ -57,20 +71,20 @@ class Admission(Channel):
 
     @property
     def remote_addr(self) -> Address:
-        """The client's socket address, as PROXY or XCLIENT have it if they were allowed to."""
+        """The client's socket address, as PROXY or XCLIENT have it if they were allowed to; ("", 0) if they do not know it."""
         xclient = self._xclient
         if xclient is not None and xclient.addr is not None:
             return (xclient.addr, xclient.port or 0)
-        return self.peer_addr
+        return ("", 0) if self._client_unknown else self.peer_addr
 
     @property
     def peer_addr(self) -> Address:
         """The address of who speaks to us, which XCLIENT does not change: what decides whom to trust."""
         proxy = self._proxy
         if proxy is not None and proxy.command == "PROXY":
-            return proxy.source or ("", 0)
-        address: Address = self._transport.get_extra_info("peername")
-        return address
+            # A Unix socket there is on the proxy's machine: none of those that "unix" trusts.
+            return proxy.source if isinstance(proxy.source, tuple) else ("", 0)
+        return self._peername
 
     @property
     def local_addr(self) -> Address:
@@ -80,19 +94,23 @@ class Admission(Channel):
             return (xclient.destaddr, xclient.destport or 0)
         if proxy is not None and proxy.destination is not None:
             return proxy.destination
-        address: Address = self._transport.get_extra_info("sockname")
-        return address
+        return self._sockname
 
     @property
     def username(self) -> str:
         """Who the client has authenticated as, "" for nobody."""
-        return self._username
+        return self._username or ""
 
     @property
     def tls_connection_state(self) -> ssl.SSLObject | None:
         """The TLS object, or None in plaintext."""
         tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
         return tls
+
+    @property
+    def end_point(self) -> bytes | None:
+        """The channel binding of the certificate that the client was shown (RFC 5929 section 4.1), or None."""
+        return self._end_point
 
     def withhold_auth(self, until_tls: bool) -> None:
         """AUTH is not offered, or only within TLS.  For the server."""
@@ -103,6 +121,9 @@ class Admission(Channel):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport by type
+        # Kept, since a TLS transport that is lost knows no addresses.
+        self._peername: Address = transport.get_extra_info("peername")
+        self._sockname: Address = transport.get_extra_info("sockname")
         server = self._server
         if server.options.debug is not None:
             self._core.trace = self._trace
@@ -111,24 +132,26 @@ class Admission(Channel):
         if server.proxies and self.peer_addr in server.proxies:
             self._holds |= AT_THE_GATE
             self._deadline = server.now + limits.PROXY_TIMEOUT
-            self._transport.set_protocol(ProxyGate(self.conn, self._transport))
+            self._transport.set_protocol(ProxyGate(self.conn, self._transport, refusal))
         else:
             self._admit(refusal)
 
-    def proxied(self, header: ProxyHeader) -> None:
-        """The PROXY header has come.  For the gate."""
+    def proxied(self, header: ProxyHeader, rest: bytes, refusal: Reply | None) -> None:
+        """The PROXY header has come, and `rest` behind it.  For the gate."""
         self._holds &= ~AT_THE_GATE
         self._proxy = header
         self._renew()
-        self._admit(SHUTTING_DOWN if self._server.stopping else None)
+        self._admit(refusal, rest)
 
-    def _admit(self, refusal: Reply | None) -> None:
+    def _admit(self, refusal: Reply | None, received: bytes = b"") -> None:
         """The client's address is known: is it welcome, and does it begin with TLS?"""
-        refusal = self._server.admit(self.conn.conn) or refusal
+        refusal = self._server.admit(self.conn) or refusal
         if not self._implicit_tls:
             self._begin(refusal)
+            if received:
+                self.data_received(received)
         elif refusal is None and (context := self._server.tls_context()) is not None:
-            self._call(self._begin, self._shake_hands, context)
+            self._call(self._begin, self._shake_hands, context, received)
         else:
             self.close()  # a handshake only to say no would cost more than it is worth
 
@@ -179,14 +202,21 @@ class Admission(Channel):
         self._flush()
         self._call(self._start_over, self._shake_hands, context)
 
-    def _shake_hands(self, context: ssl.SSLContext) -> Awaitable[Reply | None]:
+    def _shake_hands(self, context: ssl.SSLContext, received: bytes = b"") -> Awaitable[Reply | None]:
         self._core.begin_tls()
-        self._holds &= ~PEER_IS_DEAF
+        self._end_point = getattr(self._server.options.tls, "end_point", None)  # goes with the context
+        deaf = self._holds & PEER_IS_DEAF
+        self._holds = self._holds & ~PEER_IS_DEAF | SHAKING_HANDS
         timeout = self._server.options.handshake_timeout
-        return self._secure(start_tls(self._loop, self._transport, self.conn, context, timeout))
+        handshake = start_tls(self._loop, self._transport, self.conn, context, timeout, received)
+        if deaf:
+            self._transport.get_protocol().pause_writing()  # as who has the transport will hear when that is over
+        # Nobody else sees how it ends, so it is never cancelled: closing the transport ends it.
+        return asyncio.shield(self._loop.create_task(self._secure(handshake)))
 
     async def _secure(self, handshake: Awaitable[asyncio.Transport | None]) -> Reply | None:
         transport = await handshake
+        self._holds &= ~SHAKING_HANDS
         if transport is None:
             self._holds |= ENDING
         else:
@@ -197,16 +227,17 @@ class Admission(Channel):
 
     def _start_over(self, reply: Reply | None) -> None:
         """TLS has begun: the client starts over, and a login is forgotten (RFC 3207 section 4.2)."""
-        session = self._session
-        self._core.offer = self._server.offer_for(self.conn.conn)
-        if session is None:
-            return
-        if self._username:
-            self._username = ""
+        session, xclient = self._session, self._xclient
+        known = self._username is not None
+        self._username = None
+        if xclient is not None:
+            known = known or bool(xclient.login)
+            self._xclient = replace(xclient, helo=None, login=None)  # but not its address: ours to trust is the proxy's
+        if known:
             self._session = None  # the next one is asked for at MAIL
-            self._call(no_answer, session.logout)
-        else:
-            self._call(no_answer, session.reset)
+        self._core.offer = self._server.offer_for(self.conn)
+        if session is not None:
+            self._call(no_answer, session.logout if known else session.reset)
 
     # AUTH and XCLIENT
 
@@ -219,20 +250,23 @@ class Admission(Channel):
         self._call(self._auth_stepped, self._auth_step, self._exchange, event.response)
 
     async def _auth_step(self, exchange: Exchange, response: bytes | None) -> Reply | None:
+        counted = exchange.refused
         reply = await exchange.step(response)
         session = exchange.session
         if reply is None and session is not None and session is not self._session:
             reply = await self._introduce(session)
-            if reply is None:
-                before, self._session = self._session, session
-                if before is not None:
-                    await self._hooks.call(before, "logout")
-        if reply is not None and reply.code == 535:
+        if not counted and (exchange.refused or (reply is not None and reply.code == 535)):
             self._auth_failures += 1
             self._server.counters.auth_failures += 1
-            self._server.observe("auth_failed", self.conn.conn)
+            self._server.observe("auth_failed", self.conn)
             await asyncio.sleep(failure_delay(self._server.options.auth_failure_delay, self._auth_failures))
+            if reply is None and self._has_failed_enough:
+                reply = AUTH_FAILED  # instead of the challenge that would say why
         return reply
+
+    @property
+    def _has_failed_enough(self) -> bool:
+        return self._auth_failures >= self._server.options.max_auth_failures > 0
 
     def _auth_stepped(self, reply: Reply | None) -> None:
         exchange = self._exchange
@@ -243,17 +277,22 @@ class Admission(Channel):
         self._exchange = None
         self._core.reply(reply)
         if reply is None:
+            before, self._session = self._session, exchange.session
             self._username = exchange.username
-            self._core.offer = self._server.offer_for(self.conn.conn)
+            self._core.offer = self._server.offer_for(self.conn)
             self._server.counters.authenticated += 1
-            self._server.observe("authenticated", self.conn.conn, self._username)
-        elif self._auth_failures >= self._server.options.max_auth_failures > 0 and not self._core.closing:
+            self._server.observe("authenticated", self.conn, self._username)
+            if before is not None and before is not self._session:
+                self._call(no_answer, before.logout)
+        elif self._has_failed_enough and not self._core.closing:
             self._core.say(TOO_MANY_AUTH_FAILURES)
 
     def _client_is(self, event: ClientIs) -> None:
-        self._xclient = (self._xclient or XClient()).updated(event.values)
-        self._username = ""
-        self._call(self._core.reply, self._reopen)
+        self._xclient = xclient = (self._xclient or XClient()).updated(event.values)
+        if "ADDR" in event.values:
+            self._client_unknown = xclient.addr is None
+        self._username = None
+        self._call(self._reopened, self._reopen)
 
     async def _reopen(self) -> Reply | None:
         """XCLIENT: another client, so another session."""
@@ -265,11 +304,18 @@ class Admission(Channel):
         reply: Reply | None = await self._hooks.call(self, "_open")
         return None if reply is None or reply.accepted else reply
 
+    def _reopened(self, reply: Reply | None) -> None:
+        self._core.offer = self._server.offer_for(self.conn)
+        self._core.reply(reply)
+
     # Sessions
 
     def _open(self) -> Any:
         """Ask for the anonymous session and its connect hook; the reply is the greeting."""
-        session: Any = self._server.backend.anonymous_login(self.state)
+        try:
+            session: Any = self._server.backend.anonymous_login(self.state)
+        except AuthRequired:
+            return None  # the client may yet authenticate; MAIL asks again
         if inspect.isawaitable(session):
             return self._open_later(session)
         self._session = session
@@ -277,7 +323,10 @@ class Admission(Channel):
         return None if hook is None else hook(self.conn)
 
     async def _open_later(self, session: Awaitable[Session]) -> Reply | None:
-        self._session = opened = await session
+        try:
+            self._session = opened = await session
+        except AuthRequired:
+            return None
         return await self._hooks.call(opened, "connect", self.conn)
 
     async def _open_and_mail(self, event: MailFrom) -> Reply | None:
@@ -292,9 +341,15 @@ class Admission(Channel):
         return await self._hooks.call(session, "mail", event.sender, event.params)
 
     async def _introduce(self, session: Session) -> Reply | None:
-        """A session that comes late sees connect and helo first; a refusal by one of them."""
-        for name, argument in (("connect", self.conn), ("helo", self._core.hello)):
-            reply = await self._hooks.call(session, name, argument)
-            if reply is not None and not reply.accepted:
-                return reply
+        """A session that comes late sees connect and helo first; a refusal by one of them, and then it is over at once."""
+        welcome = False
+        try:
+            for name, argument in (("connect", self.conn), ("helo", self._core.hello)):
+                reply = await self._hooks.call(session, name, argument)
+                if reply is not None and not reply.accepted:
+                    return reply
+            welcome = True
+        finally:
+            if not welcome:
+                await self._hooks.call(session, "logout")
         return None

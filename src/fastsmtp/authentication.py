@@ -7,7 +7,8 @@ Who decides, for each kind of credentials:
     backend.login(state, username, password)     for user and password (PLAIN, LOGIN)
     backend.scram_secret(state, username)        gives what is stored of a password, for SCRAM
 
-Each may be plain or async.  None for a session, or `AuthFailed` raised, is 535; any other exception is 454.
+Each may be plain or async.  None for a session, or `AuthFailed` raised, is 535; any other exception is 454.  A session's attribute
+`username`, if it has one, tells who the user is; else that is who the client says (EXTERNAL and tokens need not say it).
 """
 
 from __future__ import annotations
@@ -58,17 +59,16 @@ class Authenticator:
 
     Args:
         backend: the server's backend; its attribute `auth_mechanisms`, if there, names what it can verify, else that is user
-            and password, and SCRAM if it has `scram_secret`.
-        end_point: the TLS certificate's channel binding (RFC 5929 section 4.1), None while there is none.
+            and password, and SCRAM if it has `scram_secret` and `authenticate`.
     """
 
-    def __init__(self, backend: object, end_point: Callable[[], bytes | None]) -> None:
-        self._end_point = end_point
+    def __init__(self, backend: object) -> None:
         self._factories: dict[str, MechanismFactory] = {}
         names = getattr(backend, "auth_mechanisms", None)
         if names is None:
             names = _PASSWORD
-            if hasattr(backend, "scram_secret") and importlib.util.find_spec("scramp") is not None:
+            knows_scram = hasattr(backend, "scram_secret") and hasattr(backend, "authenticate")
+            if knows_scram and importlib.util.find_spec("scramp") is not None:
                 names = (f"{_SCRAM}-PLUS", _SCRAM, *_PASSWORD)
         for name in names:
             self.enable(name)
@@ -92,7 +92,7 @@ class Authenticator:
             return lambda conn: make()
 
         def scram(conn: Conn) -> ServerMechanism:
-            end_point = self._end_point() if conn.tls_connection_state is not None else None
+            end_point = conn.end_point
             iterations = getattr(conn.server.backend, "scram_iterations", None)
             more = {} if iterations is None else {"iterations": iterations}
             mechanism: ServerMechanism = make(end_point and ("tls-server-end-point", end_point), **more)
@@ -106,17 +106,15 @@ class Authenticator:
 
     def offered(self, conn: Conn) -> tuple[str, ...]:
         """The mechanisms for this connection as it is now."""
-        tls = conn.tls_connection_state
-        names = []
-        for name in self._of_backend:
-            if name == "EXTERNAL" and (tls is None or not tls.getpeercert()):
-                continue
-            if name.endswith("-PLUS") and (tls is None or self._end_point() is None):
-                continue
-            names.append(name)
+        names = list(self._of_backend)
         session = conn.session
         if hasattr(session, "auth"):
             names += [name for name in getattr(session, "auth_mechanisms", _PASSWORD) if name not in names]
+        tls = conn.tls_connection_state
+        if tls is None or not tls.getpeercert():
+            names = [name for name in names if name != "EXTERNAL"]
+        if conn.end_point is None:
+            names = [name for name in names if not name.endswith("-PLUS")]
         return tuple(names)
 
     def make(self, name: str, conn: Conn) -> ServerMechanism:
@@ -129,11 +127,12 @@ class Exchange:
 
     Attributes:
         challenge: what to send next when `step` has returned None and `session` is None too.
+        refused: credentials were found wrong; what the client is told may still be a challenge (RFC 7628 section 3.2.3).
         session: the user's session, once it is over and well.
         username: who that is.
     """
 
-    __slots__ = ("_conn", "_mechanism", "_name", "_verified", "challenge", "session", "username")
+    __slots__ = ("_conn", "_mechanism", "_name", "_verified", "challenge", "refused", "session", "username")
 
     def __init__(self, conn: Conn, name: str) -> None:
         self._conn = conn
@@ -141,6 +140,7 @@ class Exchange:
         self._mechanism: Any = None
         self._verified: Session | None = None
         self.challenge = b""
+        self.refused = False
         self.session: Session | None = None
         self.username = ""
 
@@ -165,14 +165,15 @@ class Exchange:
             if isinstance(outcome, Lookup):
                 outcome = self._mechanism.found(await self._secret(outcome.user))
             elif isinstance(outcome, Verify):
-                self._verified = await self._verify(outcome.credentials)
-                outcome = self._mechanism.verified(self._verified is not None, self.username or None)
+                session = self._verified = _session(await self._verify(outcome.credentials))
+                self.refused = session is None
+                outcome = self._mechanism.verified(not self.refused, getattr(session, "username", None) or None)
             elif isinstance(outcome, Challenge):
                 self.challenge = outcome.data
                 return None
             elif isinstance(outcome, Success):
                 self.username = outcome.authzid or outcome.authcid
-                self.session = self._verified or self._conn.session
+                self.session = self._conn.session if self._verified is None else self._verified
                 return None if self.session is not None else AUTH_FAILED
             else:
                 assert isinstance(outcome, Failure)
@@ -184,8 +185,8 @@ class Exchange:
             raise AuthUnsupported
         return await _settled(lookup(self._conn.state, user))
 
-    async def _verify(self, credentials: Any) -> Session | None:
-        """The session of whom these credentials are, or None."""
+    async def _verify(self, credentials: Any) -> Any:
+        """What a callback gives for the session of whom these credentials are, None for nobody's."""
         conn = self._conn
         session = conn.session
         hook = getattr(session, "auth", None)
@@ -197,17 +198,24 @@ class Exchange:
         backend: Any = conn.server.backend
         authenticate = getattr(backend, "authenticate", None)
         if authenticate is not None:
-            return await _settled(authenticate(conn.state, credentials))  # type: ignore[no-any-return]
+            return await _settled(authenticate(conn.state, credentials))
         if not isinstance(credentials, PlainCredentials):
             raise AuthUnsupported
         if credentials.authzid not in ("", credentials.authcid):
             return None  # to act for another is nothing that `login` could decide
-        return await _settled(backend.login(conn.state, credentials.authcid, credentials.password))  # type: ignore[no-any-return]
+        return await _settled(backend.login(conn.state, credentials.authcid, credentials.password))
 
 
 def failure_delay(first: float, failures: int) -> float:
     """Seconds before the failure of this number is answered."""
     return min(first * (1 << min(failures - 1, 8)), _LONGEST_DELAY)
+
+
+def _session(result: Any) -> Session | None:
+    """What a callback gave, if that is a session or None: True or False is neither, and lets nobody in."""
+    if result is not None and not hasattr(result, "mail"):
+        raise TypeError(f"a backend gave {type(result).__name__}, not a Session or None")
+    return result  # type: ignore[no-any-return]
 
 
 async def _settled(result: Any) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "PEER_IS_DEAF",
     "PUNISHED",
     "SESSION_FULL",
+    "SHAKING_HANDS",
     "Channel",
     "no_answer",
 ]
@@ -47,6 +48,7 @@ SESSION_FULL: Final = 16  # the session has not read enough of its message
 AT_THE_GATE: Final = 32  # the PROXY header has not come
 NOT_GREETED: Final = 64  # the greeting waits on purpose
 PUNISHED: Final = 128  # the answers to refused commands do
+SHAKING_HANDS: Final = 256  # the loop has the transport, for TLS
 
 
 class Channel(asyncio.Protocol):
@@ -163,7 +165,8 @@ class Channel(asyncio.Protocol):
         self._eof = True
         self._wake_line_waiter()
         self._run()
-        return not self._holds & ENDING and not self._core.offer.tls  # under TLS nothing can be kept open
+        # Under TLS nothing can be kept open.
+        return not self._holds & (ENDING | SHAKING_HANDS) and self.conn.tls_connection_state is None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -274,7 +277,7 @@ class Channel(asyncio.Protocol):
 
     def _watch_reading(self) -> None:
         """Read from the socket only what can be worked on, or little enough to keep."""
-        if self._holds & ENDING or self._eof:
+        if self._holds & (ENDING | SHAKING_HANDS) or self._eof:
             return
         full = self._core.buffered >= limits.BODY_HIGH_WATER and self._line_waiter is None
         wanted = not (full or self._holds & ~HOOK_RUNS)
@@ -339,6 +342,8 @@ class Channel(asyncio.Protocol):
             options = self._server.options
             hook = self._lost or holds & (HOOK_RUNS | SESSION_FULL)
             timeout = options.hook_timeout if hook else options.read_timeout
+            if holds & SHAKING_HANDS and not self._lost:
+                timeout = 0  # the loop sees to it
             self._deadline = self._server.now + timeout if timeout else _FOREVER
 
     def timed_out(self) -> None:
@@ -349,6 +354,8 @@ class Channel(asyncio.Protocol):
             self._hooks.given_up("after its connection was lost")
             self._abandon()
         elif self._holds & (ENDING | PEER_IS_DEAF | AT_THE_GATE):
+            if self._holds & (ENDING | AT_THE_GATE) == AT_THE_GATE:
+                self._server.counters.proxy_failures += 1
             self._transport.abort()
         elif self._task is not None:
             settle = self._settle
@@ -367,6 +374,9 @@ class Channel(asyncio.Protocol):
     def hang_up(self, reply: Reply = SHUTTING_DOWN, why: str = "the server is stopping") -> None:
         """Say 421 and close; a message that is not whole is lost to its session."""
         if self._holds & ENDING:
+            return
+        if self._holds & (AT_THE_GATE | SHAKING_HANDS):
+            self.close()  # without a word: neither who it is nor whether TLS comes first is known
             return
         if self._reception is not None:
             self._reception.lose(why)
@@ -431,11 +441,11 @@ class Channel(asyncio.Protocol):
         self._reception = None
         session, self._session = self._session, None
         if session is None:
-            self._server.detach(self.conn.conn)
+            self._server.detach(self.conn)
         else:
             self._call(no_answer, session.logout)
             if self._task is None:
-                self._server.detach(self.conn.conn)
+                self._server.detach(self.conn)
 
     def _trace(self, who: str, octets: bytes) -> None:
         debug = self._server.options.debug

@@ -19,6 +19,7 @@ class Counters:
         octets: octets of those.
         rejected: MAIL, RCPT and messages answered 4xx or 5xx by a session or a limit.
         errors: hooks that failed with an unexpected exception.
+        proxy_failures: connections whose PROXY header was malformed or late.
         tls: connections that came to be under TLS.
         tls_failures: handshakes that failed.
         authenticated: successful authentications.
@@ -32,6 +33,7 @@ class Counters:
     octets: int = 0
     rejected: int = 0
     errors: int = 0
+    proxy_failures: int = 0
     tls: int = 0
     tls_failures: int = 0
     authenticated: int = 0

@@ -40,9 +40,12 @@ class Networks:
         return self._unix or bool(self._networks)
 
     def __contains__(self, address: object) -> bool:
-        """Tell whether a socket address belongs to them: (host, ...), or anything else for a Unix socket."""
+        """Tell whether a socket address belongs to them: (host, ...), or a Unix socket's path.
+
+        None is nobody's: a TCP peer that is gone already has it.
+        """
         if not isinstance(address, tuple):
-            return self._unix
+            return self._unix and address is not None
         if not self._networks:
             return False
         try:

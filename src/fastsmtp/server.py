@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import socket
@@ -67,7 +68,7 @@ class Server:
         self.logger: Final = self.options.error_logger or logging.getLogger("fastsmtp")
         self.counters: Final = Counters()
         self.hooks: Final = HookRunner(self.logger, self.counters)
-        self.authenticator: Final = Authenticator(backend, lambda: getattr(self.options.tls, "end_point", None))
+        self.authenticator: Final = Authenticator(backend)
         self.observer: Final = self.options.observer
         self.proxies: Final = Networks(self.options.proxy_from)
         self._xforward: Final = Networks(self.options.allow_xforward)
@@ -153,7 +154,9 @@ class Server:
         elif sock is not None:
             unix = sock.family == getattr(socket, "AF_UNIX", None)
             create: Callable[..., Any] = loop.create_unix_server if unix else loop.create_server
-            server = await create(make, sock=sock, backlog=backlog)
+            # Python 3.13 would remove the path of a Unix socket: it belongs to who bound it, systemd or another worker.
+            keep = {"cleanup_socket": False} if "cleanup_socket" in inspect.signature(create).parameters else {}
+            server = await create(make, sock=sock, backlog=backlog, **keep)
         else:
             raise AssertionError("one of the three is given")
         for each in server.sockets:
@@ -301,6 +304,8 @@ class Server:
         if not isinstance(address, tuple):
             return None  # whoever may open a Unix socket is one of us
         key = str(address[0])
+        if not key:
+            return None  # a proxy that does not know its client's address; the limit in all holds
         if most:
             self._conns[conn] = key
             count = self._per_address[key] = self._per_address.get(key, 0) + 1

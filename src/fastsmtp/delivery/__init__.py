@@ -7,5 +7,14 @@ from __future__ import annotations
 
 from .maildir import Maildir, MaildirBackend, MaildirSession, MessageWriter
 from .sinks import DiscardSession, PrintSession
+from .users import UsersBackend
 
-__all__ = ["DiscardSession", "Maildir", "MaildirBackend", "MaildirSession", "MessageWriter", "PrintSession"]
+__all__ = [
+    "DiscardSession",
+    "Maildir",
+    "MaildirBackend",
+    "MaildirSession",
+    "MessageWriter",
+    "PrintSession",
+    "UsersBackend",
+]

@@ -115,14 +115,14 @@ class Auth:
     """
 
     mechanism: str
-    response: bytes | None
+    response: bytes | None = field(repr=False)
 
 
 @dataclass(slots=True)
 class AuthResponse:
     """The response to a challenge."""
 
-    response: bytes
+    response: bytes = field(repr=False)
 
 
 @dataclass(slots=True)

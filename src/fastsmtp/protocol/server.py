@@ -11,6 +11,7 @@ stops asking exerts back-pressure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -205,7 +206,7 @@ class ServerProtocol(AccessProtocol):
             return self._unended_line(limits.AUTH_LINE if auth else limits.COMMAND_LINE)
         self._pos = end
         if self.trace is not None:
-            self.trace("C", _masked(verb, buffer[pos:end]))
+            self.trace("C", b"***\r\n" if self._skipped else _masked(buffer[pos:end]))
         if (end - pos > limits.COMMAND_LINE and (verb != "AUTH" or end - pos > limits.AUTH_LINE)) or self._skipped:
             return self._long_line(end - pos)
         if flags & (CONTROL | NOT_UTF8):
@@ -429,7 +430,7 @@ class ServerProtocol(AccessProtocol):
             return self._refuse(HELLO_FIRST)
         if self.sender is not None:
             return self._refuse(BAD_SEQUENCE)
-        if not (is_domain(argument.lstrip("@")) or (argument.startswith("#") and len(argument) > 1)):
+        if not (is_domain(argument.removeprefix("@")) or (argument.startswith("#") and len(argument) > 1)):
             return self._refuse(ETRN_SYNTAX)
         return self._wait(StartQueue(argument), ServerProtocol._settle_etrn)
 
@@ -478,6 +479,16 @@ _TURNED_AWAY: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {"QU
 _NOT_IMPLEMENTED: Final = frozenset({"TURN", "SEND", "SOML", "SAML"})
 
 
-def _masked(verb: str, line: bytes) -> bytes:
+# In letters of one case: an initial response that stands in the mechanism's place has both.
+_SHOWN: Final = re.compile(rb"[A-Z0-9_-]{1,20}|[a-z0-9_-]{1,20}")
+
+
+def _masked(line: bytes) -> bytes:
     """A line for the trace, without an initial response's secrets."""
-    return b" ".join((*line.split()[:2], b"***\r\n")) if verb == "AUTH" else line
+    if line.lstrip()[:4].upper() != b"AUTH":
+        return line
+    verb, *rest = line.split(maxsplit=2)
+    shown = [verb] if verb.upper() == b"AUTH" else []
+    if shown and rest and _SHOWN.fullmatch(rest[0]) is not None:
+        shown.append(rest[0])
+    return b" ".join((*shown, b"***\r\n"))
