@@ -1,215 +1,203 @@
 """End to end: CPU per message and messages per second of servers that accept and drop, beside each other.
 
-    python -m bench.e2e [--workloads kept,fresh,big] [--peers NAME,...] [--rounds 5] [--messages 10000] [--smoke]
+    python -m bench.e2e [--workloads kept,fresh,...] [--peers NAME,...] [--rounds 5] [--messages 20000] [--smoke] [--list]
 
-Load comes from Postfix's smtp-source; the server runs on the first processor, the load on the last.  The peers take turns in rounds, so
-that a machine whose speed drifts does so for all of them.  CPU is user and system time of the server's process.
+Load comes from Postfix's smtp-source, and from `bench.load` where that cannot; the server runs on the first processor, the load on the
+last.  The servers take turns in rounds, so that a machine whose speed drifts does so for all of them.  Tables, JSON and pictures go to
+bench/results/, a file for each workload: a run of some leaves those of the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import os
 import pathlib
-import platform
 import shutil
-import socket
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-HERE = pathlib.Path(__file__).parent
-RESULTS = HERE / "results"
-TICKS = os.sysconf("SC_CLK_TCK")
+from . import pictures, report
+from .measuring import Failed, Place, measure
+from .servers import PEERS, BuildError, Peer, tool
+from .workloads import WORKLOADS, Workload
 
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    name: str
-    command: Callable[[int], list[str]]
-    missing: Callable[[], str | None]
+SMOKE_MESSAGES = 200
+SMOKE_IDLE = 50
+FAILED = "it failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    name: str
-    source: tuple[str, ...]  # smtp-source's options
-    share: float  # of --messages
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    user: float  # microseconds per message
-    system: float
-    rate: float  # messages per second
-    peak: int  # KB
-
-
-def tool(name: str) -> str | None:
-    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-
-
-def needs(module: str | None = None, program: str | None = None) -> Callable[[], str | None]:
-    def missing() -> str | None:
-        if module and importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
-        if program and tool(program) is None:
-            return f"{program} is not installed"
-        return None
-
-    return missing
-
-
-def script(name: str, *arguments: str) -> Callable[[int], list[str]]:
-    return lambda port: [sys.executable, str(HERE / "peers" / name), str(port), *arguments]
-
-
-def smtp_sink(port: int) -> list[str]:
-    user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    return [tool("smtp-sink") or "smtp-sink", *user, f"127.0.0.1:{port}", "1024"]
-
-
-PEERS = (
-    Peer("fastsmtp uvloop", script("fastsmtp_discard.py", "uvloop", "plain"), needs("uvloop")),
-    Peer("fastsmtp uvloop async", script("fastsmtp_discard.py", "uvloop", "async"), needs("uvloop")),
-    Peer("fastsmtp uvloop stream", script("fastsmtp_discard.py", "uvloop", "stream"), needs("uvloop")),
-    Peer("fastsmtp asyncio", script("fastsmtp_discard.py", "asyncio", "plain"), needs()),
-    Peer("smtp-sink", smtp_sink, needs(program="smtp-sink")),
-    Peer("aiosmtpd uvloop", script("aiosmtpd_discard.py", "uvloop"), needs("aiosmtpd")),
-)
-WORKLOADS = (
-    Workload("kept", ("-d", "-l", "4096", "-s", "20"), 1.0),
-    Workload("fresh", ("-l", "4096", "-s", "20"), 0.5),
-    Workload("big", ("-d", "-l", "1048576", "-s", "10"), 0.05),
-)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{process.args!r} does not listen") from None
-            time.sleep(0.02)
-
-
-def pinned(processor: int) -> Callable[[], None] | None:
-    if not hasattr(os, "sched_setaffinity"):
-        return None
-    processors = sorted(os.sched_getaffinity(0))
-    chosen = processors[processor]
-    return lambda: os.sched_setaffinity(0, {chosen})
-
-
-def used(pid: int) -> tuple[float, float]:
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) / TICKS, int(fields[12]) / TICKS
-
-
-def peak(pid: int) -> int:
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    return 0
-
-
-def measure(peer: Peer, workload: Workload, messages: int) -> Run:
-    port = free_port()
-    server = subprocess.Popen(peer.command(port), preexec_fn=pinned(0), stderr=subprocess.DEVNULL)
+@contextmanager
+def place(folder: pathlib.Path) -> Iterator[Place]:
+    """A certificate for localhost, and a directory on the disk that is removed at the end, not in between: ext4 makes new files
+    slowly for minutes where many were removed."""
+    disk = pathlib.Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
+    disk.chmod(0o755)  # Postfix has users of its own
+    certificate = authority = None
     try:
-        wait_for(port, server)
-        source = [tool("smtp-source") or "smtp-source", *workload.source, "-m", str(messages)]
-        source += ["-f", "a@b.example", "-t", "c@d.example", f"127.0.0.1:{port}"]
-        before, started = used(server.pid), time.perf_counter()
-        subprocess.run(source, preexec_fn=pinned(-1), check=True, timeout=300)
-        took, after = time.perf_counter() - started, used(server.pid)
-        return Run(
-            (after[0] - before[0]) / messages * 1e6,
-            (after[1] - before[1]) / messages * 1e6,
-            messages / took,
-            peak(server.pid),
-        )
+        try:
+            import trustme
+        except ImportError:
+            pass
+        else:
+            made = trustme.CA()
+            certificate, authority = disk / "certificate.pem", disk / "authority.pem"
+            made.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
+            made.cert_pem.write_to_path(authority)
+        yield Place(certificate, authority, disk)
     finally:
-        server.terminate()
-        server.wait()
+        shutil.rmtree(disk, ignore_errors=True)
 
 
-def table(results: dict[str, dict[str, list[Run]]]) -> str:
-    lines = []
-    for workload, peers in results.items():
-        lines += [
-            f"\n### {workload}\n",
-            "| server | CPU us/message (least-most) | user | system | messages/s | peak KB | CPU, fastsmtp = 1 |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        base = None
-        for name, runs in peers.items():
-            cpu = [run.user + run.system for run in runs]
-            median = statistics.median(cpu)
-            base = base or median
-            lines.append(
-                f"| {name} | {median:.1f} ({min(cpu):.1f}-{max(cpu):.1f}) "
-                f"| {statistics.median(run.user for run in runs):.1f} | {statistics.median(run.system for run in runs):.1f} "
-                f"| {statistics.median(run.rate for run in runs):.0f} | {max(run.peak for run in runs)} | {median / base:.2f} |"
-            )
-    return "\n".join(lines)
+def available(names: list[str], build: bool) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that the machine can have, built; and why it cannot have the others."""
+    peers, skipped = [], {}
+    for peer in PEERS:
+        if names and not any(part in peer.name for part in names):
+            continue
+        reason = peer.missing()
+        if not reason and peer.build is not None and not peer.built():
+            if not build and peer.name != "epoll loop (C)":  # the others need the network
+                reason = "it is not built"
+            else:
+                try:
+                    peer.build()
+                except BuildError as error:
+                    reason = str(error)
+        if reason:
+            skipped[peer.name] = reason
+            print(f"skipped: {peer.name}: {reason}", flush=True)
+        else:
+            peers.append(peer)
+    return peers, skipped
+
+
+def takers(workload: Workload, peers: list[Peer], skipped: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that have a part in a workload, and why others have none."""
+    kind = {peer.name for peer in PEERS if peer.kind & workload.kind}
+    reasons = {name: why for name, why in skipped.items() if name in kind}
+    able = []
+    for peer in peers:
+        if peer.name in kind:
+            if lacks := workload.needs - peer.can:
+                reasons[peer.name] = f"it has no {', '.join(sorted(lacks)).upper()}"
+            else:
+                able.append(peer)
+    return able, reasons
+
+
+def impossible(workload: Workload, where: Place) -> str | None:
+    """Why a workload cannot be run at all, or None."""
+    if workload.own is None and tool("smtp-source") is None:
+        return "smtp-source (Debian's package postfix) is not installed"
+    if "tls" in workload.needs and where.certificate is None:
+        return "trustme, which makes certificates, is not installed"
+    return None
+
+
+def compare(
+    workload: Workload, peers: list[Peer], skipped: dict[str, str], where: Place, rounds: int, messages: int
+) -> report.Table:
+    """All rounds of one workload.  A server that fails once is left out of the rest."""
+    able, reasons = takers(workload, peers, skipped)
+    table = report.Table(workload, skipped=reasons, machine=report.machine())
+    rows = {(peer.name, count): report.Row(peer.name, count) for peer in able for count in workload.points}
+    for number in range(rounds):
+        for count in workload.points:
+            for peer in able:
+                if peer.name in reasons:
+                    continue
+                amount = max(count * 2, int(messages * workload.share * peer.share))
+                try:
+                    run = measure(peer, workload, where, count, amount)
+                except Failed as error:
+                    reasons[peer.name] = f"{FAILED} with {count} connections: {error}"
+                    print(f"{workload.name}: {peer.name}: {error}", flush=True)
+                    continue
+                rows[peer.name, count].runs.append(run)
+                progress = f"{workload.name} {number + 1}/{rounds} {peer.name}, {count} connections"
+                print(f"{progress}: {run.cpu:.1f} us, {run.rate:.0f}/s", flush=True)
+    table.rows = list(rows.values())
+    return table
+
+
+def smoke(peers: list[Peer], skipped: dict[str, str], where: Place, workloads: list[Workload]) -> int:
+    """Each workload once, each peer at least once, with next to no messages: does it work?  Gives the number of failures."""
+    failures, seen = 0, set()
+    for workload in workloads:
+        if why := impossible(workload, where):
+            print(f"skipped: {workload.name}: {why}")
+            continue
+        able, _ = takers(workload, peers, skipped)
+        for place, peer in enumerate(able):
+            if place and peer.name in seen:
+                continue
+            seen.add(peer.name)
+            messages = max(2, min(SMOKE_MESSAGES, 8 * 1024 * 1024 // workload.size))
+            try:
+                run = measure(peer, workload, where, min(workload.points), messages, SMOKE_IDLE if workload.idle else 0)
+            except Failed as error:
+                failures += 1
+                print(f"failed: {workload.name}: {peer.name}: {error}", flush=True)
+            else:
+                print(f"{workload.name}: {peer.name}: {run.cpu:.0f} us, {run.rate:.0f}/s", flush=True)
+    return failures
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default="", help="all by default")
+    parser.add_argument("--peers", default="", help="names that contain one of these; all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--messages", type=int, default=20_000, help="of the workload `kept`; others take a part of it")
+    parser.add_argument("--disk", type=pathlib.Path, default=report.RESULTS, help="a directory on a real disk")
+    parser.add_argument("--no-build", action="store_true", help="build nothing that needs the network")
+    parser.add_argument("--smoke", action="store_true", help="each workload and each peer once, shortly")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    chosen = parser.parse_args()
+    unknown = set(filter(None, chosen.workloads.split(","))) - {each.name for each in WORKLOADS}
+    if unknown:
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    if not chosen.smoke and min(chosen.rounds, chosen.messages) < 1:
+        parser.error("one round and one message are the least")
+    return chosen
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", default=",".join(each.name for each in WORKLOADS))
-    parser.add_argument("--peers", default="", help="names that contain one of these; all by default")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--messages", type=int, default=10_000)
-    parser.add_argument("--smoke", action="store_true", help="one short round")
-    arguments = parser.parse_args()
-    if not pathlib.Path("/proc/self/stat").exists():
-        print("bench.e2e reads /proc: Linux only")
+    arguments = options()
+    if not pathlib.Path("/proc/self/stat").exists() or not hasattr(os, "sched_setaffinity"):
+        print("bench.e2e reads /proc and pins processes: Linux only")
         return 0
-    if tool("smtp-source") is None:
-        print("skipped: smtp-source (Debian's package postfix) is not installed")
+    names = list(filter(None, arguments.workloads.split(",")))
+    workloads = [each for each in WORKLOADS if not names or each.name in names]
+    if arguments.list:
+        for workload in workloads:
+            print(f"{workload.name:12} {workload.title}")
+        for peer in PEERS:
+            print(f"{peer.name:24} {peer.missing() or ''}")
         return 0
-    rounds, messages = (1, 400) if arguments.smoke else (arguments.rounds, arguments.messages)
-    peers = []
-    for peer in PEERS:
-        if arguments.peers and not any(part in peer.name for part in arguments.peers.split(",")):
-            continue
-        if reason := peer.missing():
-            print(f"skipped: {peer.name}: {reason}")
-            continue
-        peers.append(peer)
-    names = arguments.workloads.split(",")
-    results: dict[str, dict[str, list[Run]]] = {}
-    for workload in (each for each in WORKLOADS if each.name in names):
-        rows = results[workload.name] = {peer.name: [] for peer in peers}
-        for _ in range(rounds):
-            for peer in peers:
-                rows[peer.name].append(measure(peer, workload, max(10, int(messages * workload.share))))
-    text = f"{platform.python_implementation()} {platform.python_version()}, {rounds} rounds\n" + table(results)
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "e2e.md").write_text(text + "\n")
-    raw = {
-        workload: {name: [[run.user, run.system, run.rate, run.peak] for run in runs] for name, runs in rows.items()}
-        for workload, rows in results.items()
-    }
-    (RESULTS / "e2e.json").write_text(json.dumps(raw, indent=1))
-    return 0
+    report.RESULTS.mkdir(exist_ok=True)
+    peers, skipped = available(
+        list(filter(None, arguments.peers.split(","))), not (arguments.no_build or arguments.smoke)
+    )
+    failed = False
+    with place(arguments.disk) as where:
+        if arguments.smoke:
+            return min(1, smoke(peers, skipped, where, workloads))
+        for workload in workloads:
+            if why := impossible(workload, where):
+                print(f"skipped: {workload.name}: {why}")
+                continue
+            table = compare(workload, peers, skipped, where, arguments.rounds, arguments.messages)
+            failed |= any(why.startswith(FAILED) for why in table.skipped.values())
+            report.save(table, report.RESULTS)
+            if not pictures.missing():
+                pictures.draw(table, report.RESULTS)
+    if why := pictures.missing():
+        print(f"no pictures: {why}")
+    print("\n" + report.write(report.load(report.RESULTS), report.RESULTS))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .authfile import AuthFile
     from .client import Client, send_mail
     from .client_connection import ConnectionLost, TimedOut, TLSFailed
     from .client_options import ClientOptions, Timeouts
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
         ResponseError,
         UnexpectedEOF,
     )
-    from .extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
+    from .extensions import DeliverBy, MailParams, Offer, OriginalRecipient, RcptParams, ValidSince
+    from .observer import Observer
     from .options import ServerOptions
     from .pool import Pool
+    from .protocol.proxy import ProxyHeader
     from .protocol.transaction import Delivery
-    from .reply import AuthRequired, AuthUnsupported, DataTooLarge, EnhancedCode, Reply, SMTPError
+    from .protocol.xforward import XClient, XForward
+    from .reply import AuthFailed, AuthRequired, AuthUnsupported, DataTooLarge, EnhancedCode, Reply, SMTPError
     from .server import Server
     from .session import (
         Backend,
@@ -44,9 +48,12 @@ if TYPE_CHECKING:
         SessionFactory,
     )
     from .textproto import IMPLEMENTATION, canonical_mime_header_key
+    from .tls import TLSFiles
 
 __all__ = [
     "IMPLEMENTATION",
+    "AuthFailed",
+    "AuthFile",
     "AuthRequired",
     "AuthUnsupported",
     "Backend",
@@ -70,9 +77,12 @@ __all__ = [
     "LineTooLong",
     "MailParams",
     "MessageAborted",
+    "Observer",
+    "Offer",
     "OriginalRecipient",
     "Pool",
     "ProtocolError",
+    "ProxyHeader",
     "RcptParams",
     "Reply",
     "ResponseError",
@@ -82,16 +92,27 @@ __all__ = [
     "Session",
     "SessionFactory",
     "TLSFailed",
+    "TLSFiles",
     "TimedOut",
     "Timeouts",
     "UnexpectedEOF",
     "ValidSince",
+    "XClient",
+    "XForward",
     "canonical_mime_header_key",
     "send_mail",
 ]
 
 # Names are loaded when first used, so that the lower floors can be imported without asyncio, socket and ssl.
 _HOMES: Final = {
+    "AuthFailed": "reply",
+    "XForward": "protocol.xforward",
+    "XClient": "protocol.xforward",
+    "ProxyHeader": "protocol.proxy",
+    "Observer": "observer",
+    "TLSFiles": "tls",
+    "Offer": "extensions",
+    "AuthFile": "authfile",
     "Client": "client",
     "ClientOptions": "client_options",
     "ConnectionLost": "client_connection",

@@ -1,0 +1,19 @@
+"""Why a peer is ahead, where it is.  The tables print it; what has no reason here is printed as such."""
+
+from __future__ import annotations
+
+__all__ = ["reason"]
+
+_FLOOR = "the floor: it parses no address, keeps no time, has no limits and no hooks"
+_REASONS: dict[tuple[str, str], str] = {
+    ("epoll loop (C)", ""): _FLOOR,
+    (
+        "smtp-sink (C)",
+        "",
+    ): "it parses no address and no parameter (`MAIL garbage` is taken), keeps no envelope and calls no hook",
+}
+
+
+def reason(server: str, workload: str) -> str:
+    """The reason that is written down, for this workload or for all of this server."""
+    return _REASONS.get((server, workload)) or _REASONS.get((server, "")) or "the reason is not known yet"
