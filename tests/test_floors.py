@@ -24,7 +24,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     + ("server", "client_options", "dial", "client_connection", "client_body", "client_login", "client_base")
     + ("client", "pool"),
     ("delivery",),
-    ("_arguments", "_passwd", "_send", "_logs", "_systemd", "_board", "_listen", "_supervise", "_metrics", "_serve")
+    (
+        "_arguments",
+        "_passwd",
+        "_send",
+        "_memory",
+        "_logs",
+        "_systemd",
+        "_board",
+        "_listen",
+        "_supervise",
+        "_metrics",
+        "_serve",
+    )
     + ("cli", "__main__"),
 )
 PLACES = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}

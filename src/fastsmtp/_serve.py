@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from . import _logs, _systemd
+from . import _logs, _memory, _systemd
 from ._board import Board, Display
 from ._listen import Listening, inherit, listen, place_of
 from ._supervise import Supervisor, held, listens
@@ -303,6 +303,7 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
                 loop.remove_reader(parent)
         count()
 
+    _memory.settle()
     with asyncio.Runner(loop_factory=service.loop_factory) as runner:
         runner.run(run())
     return 0

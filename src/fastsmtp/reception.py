@@ -182,6 +182,7 @@ class Reception:
     def _over(self, reply: Reply | None) -> None:
         """The hook has returned, perhaps before the message's end."""
         self.stalled = False
+        self._reader.let_go()
         self._reply = reply
         if self._core.awaiting_reply and not self.lost:
             self._answer()

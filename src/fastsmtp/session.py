@@ -251,7 +251,7 @@ class DataReader:
             data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             chunks.clear()
         self._buffered -= len(data)
-        if self._buffered <= _LOW_WATER and self._on_low is not None and not self.complete:
+        if self._buffered <= _LOW_WATER and self._on_low is not None:
             self._on_low()
         return data
 
@@ -283,15 +283,21 @@ class DataReader:
     def feed_eof(self) -> None:
         """The message is whole."""
         self.complete = True
+        self.let_go()
         self._wake()
 
     def set_exception(self, error: Exception) -> None:
         """The message will not be whole: what waits is dropped, reading raises `error`."""
         self._error = error
+        self.let_go()
         self.complete = False
         self._chunks.clear()
         self._buffered = 0
         self._wake()
+
+    def let_go(self) -> None:
+        """Tell nobody any more that there is room; it would be a cycle of references, through whoever feeds."""
+        self._on_low = None
 
     def _wake(self) -> None:
         waiter = self._waiter
