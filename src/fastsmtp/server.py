@@ -35,6 +35,7 @@ __all__ = ["Server"]
 _LONGEST_TICK: Final = 1.0
 _SHORTEST_TICK: Final = 0.005
 _ACCEPTS_PER_TURN: Final = 16
+_MOST_OFFERS: Final = 64  # kinds of connection
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Server:
         self.proxies: Final = Networks(self.options.proxy_from)
         self._xforward: Final = Networks(self.options.allow_xforward)
         self._xclient: Final = Networks(self.options.allow_xclient)
+        self._offers: Final[dict[tuple[bool, tuple[str, ...], bool, bool], Offer]] = {}
         self._rate: Final = RateLimit(self.options.max_connection_rate) if self.options.max_connection_rate else None
         self.now: float = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -374,14 +376,20 @@ class Server:
         if not (may_auth or options.tls or self._xforward or self._xclient):
             return self.profile.offer
         secure = conn.tls_connection_state is not None
-        mechanisms = self.authenticator.offered(conn) if may_auth else ()
-        if mechanisms and not (secure or options.allow_insecure_auth):
-            mechanisms = ()
-            conn.withhold_auth(options.tls is not None)
+        mechanisms: tuple[str, ...] = ()
+        if may_auth:
+            if secure or options.allow_insecure_auth:
+                mechanisms = self.authenticator.offered(conn)
+            else:
+                conn.withhold_auth(options.tls is not None)
         peer = conn.peer_addr
-        return Offer(
-            options, secure, options.tls is not None, mechanisms, peer in self._xforward, peer in self._xclient
-        )
+        key = (secure, mechanisms, peer in self._xforward, peer in self._xclient)
+        offer = self._offers.get(key)
+        if offer is None:
+            if len(self._offers) >= _MOST_OFFERS:
+                self._offers.clear()
+            offer = self._offers[key] = Offer(options, key[0], options.tls is not None, *key[1:])
+        return offer
 
     def detach(self, conn: Conn) -> None:
         """Forget a connection that is lost and whose hooks have ended.  For connections."""
