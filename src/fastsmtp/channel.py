@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import select
+import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -160,6 +162,8 @@ class Channel(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client will send no more; whole commands before that are still answered."""
+        if self._core.lmtp and _hung_up(self._transport):
+            return False  # so it is lost: who waits for no reply will send all again
         if self._holds & NOT_GREETED:
             self.close()
         self._eof = True
@@ -185,7 +189,7 @@ class Channel(asyncio.Protocol):
             reception.lose("the connection was lost within the message")
             if self._core.lmtp and reception.waits_for_hook:
                 # The client will try again; what is delivered now would come twice.
-                reception.cancel()
+                reception.interrupt()
         self._end()
 
     def pause_writing(self) -> None:
@@ -457,3 +461,13 @@ class Channel(asyncio.Protocol):
 
 def no_answer(reply: Reply | None) -> None:
     """reset and logout answer nobody."""
+
+
+def _hung_up(transport: asyncio.Transport) -> bool:
+    """Tell a peer that has closed a Unix socket from one that only sends no more; over TCP nothing tells before a write."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != getattr(socket, "AF_UNIX", None):
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))

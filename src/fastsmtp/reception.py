@@ -122,6 +122,11 @@ class Reception:
         if self._context is not None:
             self._context.close()
 
+    def interrupt(self) -> None:
+        """Cancel the hook; it is done when it has ended."""
+        if self._task is not None:
+            self._task.cancel()
+
     def cancel(self) -> None:
         """Cancel the hook and wait for it no more."""
         task, self._task = self._task, None
