@@ -18,7 +18,15 @@ $(VENV)/.installed: $(BUILD_INPUTS)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,bench,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,interop,bench,dev]'
+	touch $@
+
+# nodemailer is put beside the Python packages; without npm its tests are skipped.
+$(VENV)/.installed-interop: $(VENV)/.installed tests/interop/nodemailer/package.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,interop]'
+	mkdir -p $(VENV)/interop
+	cp tests/interop/nodemailer/package.json $(VENV)/interop/
+	if command -v npm >/dev/null; then npm install --prefix $(VENV)/interop --no-package-lock --no-audit --no-fund --silent; fi
 	touch $@
 
 serve: $(VENV)/.installed  ## take mail on 127.0.0.1:8025 into ./Maildir (ARGS="--port 2525 ...")
@@ -30,7 +38,7 @@ test: $(VENV)/.installed  ## the tests
 test-slow: $(VENV)/.installed  ## kill storms, long runs
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
 
-interop: $(VENV)/.installed  ## against Postfix, swaks and curl, where they are installed
+interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, nodemailer, Go and aiosmtplib, where they are installed
 	$(BIN)/python -m pytest -m interop --timeout 300 $(ARGS)
 
 coverage: $(VENV)/.installed  ## the tests with the coverage of src/fastsmtp
@@ -48,7 +56,8 @@ types: $(VENV)/.installed-dev  ## mypy --strict, and the stub of the extension a
 
 bench: $(VENV)/.installed-dev  ## the measurements, against what peers the machine can have
 	$(BIN)/python -m bench.e2e $(ARGS)
-	$(BIN)/python -m pytest bench -m '' -q
+	$(BIN)/python -m bench.micro
+	$(BIN)/python -m bench.callgrind
 
 bench-smoke: $(VENV)/.installed-dev  ## a few seconds of the same
 	$(BIN)/python -m bench.e2e --smoke $(ARGS)

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import os
 import pathlib
-import pwd
-import shutil
 import smtplib
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 
 import pytest
 
+from .interop.postfix import postfix
+from .interop.tools import tool
 from .serving import serving, stored
 
 pytestmark = pytest.mark.interop
-PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 MESSAGES = int(os.environ.get("FASTSMTP_INTEROP_MESSAGES", "2000"))
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name, path=PATH)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -108,97 +98,18 @@ def test_large_messages_stream(tmp_path: pathlib.Path, where: str, megabytes: in
         assert [len(body) for body in stored(tmp_path / "M")] == [count * len(block)]
 
 
-MAIN_CF = """
-compatibility_level = 3.6
-queue_directory = {root}/queue
-data_directory = {root}/data
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
-myhostname = postfix.example
-mydestination =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-smtpd_relay_restrictions = permit_mynetworks, reject
-mynetworks = 127.0.0.0/8
-smtputf8_enable = yes
-default_transport = lmtp:inet:127.0.0.1:{lmtp}
-maillog_file = {root}/log
-maillog_file_prefixes = {root}
-minimal_backoff_time = 1s
-queue_run_delay = 1s
-alias_maps =
-alias_database =
-"""
-MASTER_CF = """
-127.0.0.1:{smtp} inet n - n - - smtpd
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-proxymap unix - - n - - proxymap
-lmtp unix - - n - - lmtp
-smtp unix - - n - - smtp
-error unix - - n - - error
-retry unix - - n - - error
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-postlog unix-dgram n - n - 1 postlogd
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-@pytest.fixture
-def lmtp_maildir(tmp_path: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
-    """A running Postfix that delivers by LMTP to ours: its SMTP port, our Maildir."""
-    postfix = tool("postfix")
-    if os.geteuid() != 0:
-        pytest.skip("Postfix is started by root only")
-    smtp = free_port()
-    with serving("--port", "0", "--lmtp", "--maildir", str(tmp_path / "M")) as server:
-        with tempfile.TemporaryDirectory(prefix="postfix-") as folder:
-            root = pathlib.Path(folder)
-            root.chmod(0o755)
-            (root / "main.cf").write_text(MAIN_CF.format(root=root, lmtp=server.port))
-            (root / "master.cf").write_text(MASTER_CF.format(smtp=smtp))
-            (root / "queue").mkdir()
-            (root / "data").mkdir()
-            os.chown(root / "data", pwd.getpwnam("postfix").pw_uid, -1)
-            subprocess.run([postfix, "-c", str(root), "start"], capture_output=True, check=True, timeout=60)
-            try:
-                yield smtp, tmp_path / "M"
-            finally:
-                subprocess.run([postfix, "-c", str(root), "stop"], capture_output=True, check=False, timeout=60)
-
-
-def test_postfix_as_lmtp_client(lmtp_maildir: tuple[int, pathlib.Path]) -> None:
-    port, maildir = lmtp_maildir
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client = smtplib.SMTP("127.0.0.1", port, timeout=30)
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    with client:
-        client.sendmail("a@b.example", ["c@d.example", "e@d.example"], b"Subject: one\r\n\r\n.dot\r\n")
-        eight = "Subject: zwei\r\n\r\ngrüße\r\n".encode()
-        client.sendmail("a@b.example", ["c@d.example"], eight, ["BODY=8BITMIME"])
-        client.sendmail("josé@b.example", ["δ@d.example"], eight, ["SMTPUTF8", "BODY=8BITMIME"])
-    while len(list((maildir / "new").iterdir())) < 3:
-        assert time.monotonic() < deadline, "Postfix did not deliver"
-        time.sleep(0.05)
+def test_postfix_as_lmtp_client(tmp_path: pathlib.Path) -> None:
+    maildir = tmp_path / "M"
+    eight = "Subject: zwei\r\n\r\ngrüße\r\n".encode()
+    with serving("--port", "0", "--lmtp", "--maildir", str(maildir)) as server:
+        with postfix(f"lmtp:inet:{server.place}") as running:
+            running.submit(b"Subject: one\r\n\r\n.dot\r\n", ["c@d.example", "e@d.example"])
+            running.submit(eight, mail_options=["BODY=8BITMIME"])
+            running.submit(eight, ["δ@d.example"], sender="josé@b.example", mail_options=["SMTPUTF8", "BODY=8BITMIME"])
+            deadline = time.monotonic() + 60
+            while len(list((maildir / "new").iterdir())) < 3:
+                assert time.monotonic() < deadline, f"Postfix did not deliver\n{running.log()}"
+                time.sleep(0.05)
     bodies = stored(maildir)
     assert sum(body.endswith(b"\r\n\r\n.dot\r\n") for body in bodies) == 1
     assert sum(body.endswith("\r\n\r\ngrüße\r\n".encode()) for body in bodies) == 2

@@ -1,0 +1,3 @@
+module fastsmtp.invalid/interop/netsmtp
+
+go 1.21
