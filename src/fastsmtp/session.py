@@ -50,7 +50,7 @@ _LOW_WATER: Final = limits.BODY_HIGH_WATER // 2
 _DELIVERY_TIMED_OUT: Final = Reply(451, EnhancedCode(4, 4, 7), "Delivery timed out")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectionState:
     """What is known of a connection at one moment.
 
