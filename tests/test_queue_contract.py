@@ -19,6 +19,7 @@ from fastsmtp.delivery.queue import (
     Lease,
     LeaseLost,
     NoSuchMessage,
+    PostgresQueue,
     Queue,
     QueueFull,
     QueueUnavailable,
@@ -30,6 +31,7 @@ from fastsmtp.delivery.queue import (
 from fastsmtp.extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
 from fastsmtp.reply import EnhancedCode, Reply
 
+from . import postgres
 from .loops import Runner
 
 BUSY = Reply(450, EnhancedCode(4, 2, 1), "busy")
@@ -63,7 +65,14 @@ def _sqlite(tmp_path: Path) -> Engine:
     return Engine(lambda **options: SQLiteQueue(tmp_path / "queue", **options))
 
 
-ENGINES = [pytest.param(_sqlite, id="sqlite")]
+def _postgres(tmp_path: Path) -> Engine:
+    if reason := postgres.absence():
+        pytest.skip(reason)
+    dsn, schema = postgres.shared().dsn, postgres.schema_name()
+    return Engine(lambda **options: PostgresQueue(dsn, schema=schema, **options))
+
+
+ENGINES = [pytest.param(_sqlite, id="sqlite"), pytest.param(_postgres, id="postgres")]
 
 
 @pytest.fixture(params=ENGINES)

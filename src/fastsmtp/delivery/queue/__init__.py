@@ -1,4 +1,4 @@
-"""The durable queue: its contract, and the engine in a directory of this machine."""
+"""The durable queue: its contract, and its engines: in a directory of this machine, and in a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .contract import (
     Stats,
     Target,
 )
+from .postgres import PostgresQueue
 from .sqlite import SQLiteQueue
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Message",
     "NoSuchMessage",
     "Page",
+    "PostgresQueue",
     "Queue",
     "QueueError",
     "QueueFull",

@@ -9,6 +9,7 @@ Defaults at an array's end are left out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -16,20 +17,28 @@ from typing import Any, Final, NamedTuple
 from fastsmtp.extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
 from fastsmtp.reply import EnhancedCode, Reply
 
-from .contract import Envelope, QueueUnavailable, Result, State
+from .contract import Envelope, NoSuchMessage, QueueUnavailable, Recipient, Result, State
 
 __all__ = [
     "StoredRecipient",
     "apply",
+    "check",
+    "check_time",
     "decode_envelope",
     "decode_recipients",
     "encode_envelope",
     "encode_recipients",
+    "message_id",
+    "message_number",
     "new_recipient",
     "new_recipients",
+    "queued_recipient",
+    "units_of",
 ]
 
 VERSION: Final = 1
+
+PRIORITIES: Final = range(-(1 << 31), 1 << 31)
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, so that any string can be stored
 _string: Final = json.encoder.encode_basestring_ascii  # the same for one string, without the encoder's overhead
@@ -40,6 +49,54 @@ _NUMBERS: Final = {state: number for number, state in enumerate(_STATES)}
 _PLAIN: Final = ("size", "body", "smtputf8", "ret", "envid", "requiretls", "mt_priority", "auth")
 _NO_MAIL_PARAMS: Final = MailParams()
 _NO_RCPT_PARAMS: Final = RcptParams()
+
+
+def message_id(number: int) -> str:
+    """A message's name: 13 digits for the next 80 years."""
+    return f"{number:013x}"
+
+
+def message_number(id: str) -> int:
+    """The number of a message's name.
+
+    Raises:
+        NoSuchMessage: it is no name.
+    """
+    try:
+        number = int(id, 16)
+    except ValueError:
+        raise NoSuchMessage(id) from None
+    if message_id(number) != id or number >= 1 << 63:
+        raise NoSuchMessage(id)
+    return number
+
+
+def check(envelope: Envelope) -> None:
+    """Refuse what could not be stored, before it is in a group with others.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if not envelope.targets:
+        raise ValueError("a message without recipients")
+    for target in envelope.targets:
+        if not target.destination or not target.destination.isprintable():
+            raise ValueError(f"not a destination: {target.destination!r}")
+    if envelope.priority not in PRIORITIES:
+        raise ValueError(f"not a priority: {envelope.priority!r}")
+    for time_ in (envelope.received, envelope.expires, envelope.not_before):
+        if time_ is not None:
+            check_time(time_)
+
+
+def check_time(value: float) -> None:
+    """Refuse what is no number of seconds.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"not a time: {value!r}")
 
 
 class StoredRecipient(NamedTuple):
@@ -64,6 +121,15 @@ def new_recipient(number: int, address: str, params: RcptParams) -> str:
 def new_recipients(recipients: Iterable[str]) -> str:
     """The recipients of one unit, from the arrays of `new_recipient`."""
     return f"[{VERSION},{','.join(recipients)}]"
+
+
+def units_of(envelope: Envelope) -> list[tuple[str, str]]:
+    """Destination and recipients of each unit of a new message."""
+    units: dict[str, list[str]] = {}
+    for index, target in enumerate(envelope.targets):
+        recipient = new_recipient(index, target.address, target.params)
+        units.setdefault(target.destination, []).append(recipient)
+    return [(destination, new_recipients(recipients)) for destination, recipients in units.items()]
 
 
 def encode_envelope(envelope: Envelope) -> str:
@@ -115,6 +181,21 @@ def apply(recipients: Iterable[StoredRecipient], results: Mapping[int, Result], 
             ]
         )
     return arrays
+
+
+def queued_recipient(stored: StoredRecipient, destination: str, next_attempt: float | None) -> Recipient:
+    """A recipient as the caller sees it."""
+    return Recipient(
+        stored.number,
+        stored.address,
+        destination,
+        stored.params,
+        stored.state,
+        stored.attempts,
+        0.0 if next_attempt is None else next_attempt,
+        stored.reply,
+        stored.delay_reported,
+    )
 
 
 def _versioned(text: str) -> Any:

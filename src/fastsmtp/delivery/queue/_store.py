@@ -13,7 +13,13 @@ from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from ._lanes import Lane
-from ._record import StoredRecipient, decode_envelope, decode_recipients
+from ._record import (
+    StoredRecipient,
+    decode_envelope,
+    decode_recipients,
+    message_id,
+    queued_recipient,
+)
 from .contract import LeaseLost, Message, NoSuchMessage, QueuedMessage, Recipient, State
 
 __all__ = [
@@ -31,8 +37,6 @@ __all__ = [
     "insert",
     "list_messages",
     "locate",
-    "message_id",
-    "message_number",
     "prepare",
     "stats",
     "totals",
@@ -92,26 +96,6 @@ CHECKPOINT: Final = 8000
 
 HORIZON: Final = 60_000_000
 """Numbers that are marked as used at a time, so that most transactions need not mark any: those of a minute."""
-
-
-def message_id(number: int) -> str:
-    """A message's name: 13 digits for the next 80 years."""
-    return f"{number:013x}"
-
-
-def message_number(id: str) -> int:
-    """The number of a message's name.
-
-    Raises:
-        NoSuchMessage: it is no name.
-    """
-    try:
-        number = int(id, 16)
-    except ValueError:
-        raise NoSuchMessage(id) from None
-    if message_id(number) != id or number >= 1 << 63:
-        raise NoSuchMessage(id)
-    return number
 
 
 # The database.
@@ -371,22 +355,10 @@ def _claimed(destination: str, row: tuple[Any, ...]) -> Claimed:
     sender, params, origin = decode_envelope(envelope)
     recipients = decode_recipients(text)
     message = Message(message_id(number), sender, params, received, expires, priority, origin, size, False)
-    waiting = tuple(_recipient(each, destination, next_attempt) for each in recipients if each.state is State.PENDING)
-    return Claimed((number, unit), due, destination, units == 1, message, recipients, waiting, body)
-
-
-def _recipient(stored: StoredRecipient, destination: str, next_attempt: float | None) -> Recipient:
-    return Recipient(
-        stored.number,
-        stored.address,
-        destination,
-        stored.params,
-        stored.state,
-        stored.attempts,
-        0.0 if next_attempt is None else next_attempt,
-        stored.reply,
-        stored.delay_reported,
+    waiting = tuple(
+        queued_recipient(each, destination, next_attempt) for each in recipients if each.state is State.PENDING
     )
+    return Claimed((number, unit), due, destination, units == 1, message, recipients, waiting, body)
 
 
 # What is read.
@@ -442,7 +414,7 @@ def _queued(connection: sqlite3.Connection, row: tuple[Any, ...]) -> QueuedMessa
     held = False
     for destination, next_attempt, unit_held, text in connection.execute(_UNITS, (number,)):
         held = held or bool(unit_held)
-        recipients += [_recipient(each, destination, next_attempt) for each in decode_recipients(text)]
+        recipients += [queued_recipient(each, destination, next_attempt) for each in decode_recipients(text)]
     recipients.sort(key=lambda each: each.number)
     message = Message(message_id(number), sender, params, received, expires, priority, origin, size, held)
     return QueuedMessage(message, tuple(recipients))

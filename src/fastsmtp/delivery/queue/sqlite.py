@@ -27,9 +27,18 @@ from ._engine import Change, Finish, Put, Read, Reader, Work, Writer
 from ._engine import Claim as ClaimWork
 from ._lanes import Lane, Lanes
 from ._leases import Leased, Leases
-from ._record import apply, encode_envelope, encode_recipients, new_recipient, new_recipients
+from ._record import (
+    apply,
+    check,
+    check_time,
+    encode_envelope,
+    encode_recipients,
+    message_id,
+    message_number,
+    units_of,
+)
 from ._spool import Spool, SpoolFile
-from ._store import Claimed, message_id, message_number
+from ._store import Claimed
 from .contract import (
     Body,
     Claim,
@@ -61,8 +70,6 @@ SHRINK: Final = 1 << 26
 
 LONGEST_WAIT: Final = 30.0
 """Seconds after which `SQLiteQueue.ready` looks at the clock again: it may have been set."""
-
-PRIORITIES: Final = range(-(1 << 31), 1 << 31)
 
 _T = TypeVar("_T")
 
@@ -169,7 +176,7 @@ class SQLiteQueue(Queue):
     async def put(self, envelope: Envelope, body: Body) -> str:
         self._check_open()
         now = self._clock()
-        _check(envelope)
+        check(envelope)
         number = self._last_number = max(self._last_number + 1, int(now * 1e6))
         content: _store.Body
         file: SpoolFile | None = None
@@ -202,18 +209,15 @@ class SQLiteQueue(Queue):
 
     def _plan(self, envelope: Envelope, number: int, now: float, size: int, content: _store.Body) -> Put:
         """The rows of a message."""
-        units: dict[str, list[str]] = {}
-        for index, target in enumerate(envelope.targets):
-            recipient = new_recipient(index, target.address, target.params)
-            units.setdefault(target.destination, []).append(recipient)
+        units = units_of(envelope)
         expires, priority = envelope.expires, envelope.priority
         first = now if envelope.not_before is None else envelope.not_before
         due = None if envelope.held else first if expires is None else min(first, expires)
         received = now if envelope.received is None else envelope.received
         message = (number, received, expires, priority, size, len(units), encode_envelope(envelope), content)
         rows = [
-            (number, index, destination, priority, due, first, int(envelope.held), new_recipients(recipients))
-            for index, (destination, recipients) in enumerate(units.items())
+            (number, index, destination, priority, due, first, int(envelope.held), recipients)
+            for index, (destination, recipients) in enumerate(units)
         ]
         return Put(message, rows, "" if content is not None else message_id(number), self._was_put)
 
@@ -348,7 +352,7 @@ class SQLiteQueue(Queue):
             at: float | None = None
             if not final:
                 at = self._clock() if retry_at is None else retry_at
-                _check_time(at)
+                check_time(at)
                 at = at if message.expires is None else min(at, message.expires)
             text = encode_recipients(apply(claimed.recipients, results, others))
             store = partial(_settle, key=claimed.key, recipients=text, next_attempt=at)
@@ -482,29 +486,6 @@ class SQLiteQueue(Queue):
         while self._connections:
             self._connections.pop().close()
         self._spool.close()
-
-
-def _check(envelope: Envelope) -> None:
-    """Refuse what could not be stored, before it is in a group with others.
-
-    Raises:
-        ValueError: it is so.
-    """
-    if not envelope.targets:
-        raise ValueError("a message without recipients")
-    for target in envelope.targets:
-        if not target.destination or not target.destination.isprintable():
-            raise ValueError(f"not a destination: {target.destination!r}")
-    if envelope.priority not in PRIORITIES:
-        raise ValueError(f"not a priority: {envelope.priority!r}")
-    for time_ in (envelope.received, envelope.expires, envelope.not_before):
-        if time_ is not None:
-            _check_time(time_)
-
-
-def _check_time(value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"not a time: {value!r}")
 
 
 def _settle(transaction: _store.Transaction, key: _store.UnitKey, recipients: str, next_attempt: float | None) -> bool:
