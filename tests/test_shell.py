@@ -411,6 +411,7 @@ def test_shutdown_finishes_what_runs(run: Runner) -> None:
             stopping = asyncio.ensure_future(server.shutdown(30))
             assert await idle.line() == "421 4.3.2 Service shutting down"
             assert await idle.reader.read() == b""
+            idle.writer.close()
             go.set()
             assert await busy.line() == "250 2.0.0 Message accepted"
             assert await busy.line() == "421 4.3.2 Service shutting down"
