@@ -96,6 +96,15 @@ def test_mail_refused_one_at_a_time(how: str) -> None:
     assert not two.done
 
 
+def test_mail_refused_in_a_group(how: str) -> None:
+    """What RCPT is told then, 503 by most servers, says nothing of the recipients: they are refused as MAIL is."""
+    protocol = greeted()
+    protocol.data_to_send()
+    one = protocol.transaction("a@b", ["c@d", "e@f"])
+    tell(protocol, b"451 4.3.0 later\r\n" + b"503 5.5.1 MAIL first\r\n" * 3, how)
+    assert one.done and codes(one) == [("c@d", 451), ("e@f", 451)]
+
+
 def test_all_recipients_refused_one_at_a_time(how: str) -> None:
     protocol = greeted(None)
     protocol.data_to_send()

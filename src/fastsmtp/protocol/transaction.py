@@ -120,6 +120,10 @@ class Transaction:
         """
         if not self.done:
             raise RuntimeError("the transaction is not done")
+        refused = self.mail.reply
+        if refused is not None and not refused.accepted:
+            # RCPT behind a refused MAIL is refused for its order only (503), whatever that says of the recipient.
+            return [Delivery(command.recipient, refused) for command in self.recipients]
         finals = iter(self._finals())
         return [
             Delivery(command.recipient, next(finals) if reply.accepted else reply)
