@@ -17,7 +17,7 @@ SOURCE = pathlib.Path(fastsmtp.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "limits", "_vocabulary", "errors"),
     ("_textproto", "_textproto_py", "_twin", "_mimeheader", "_textio", "textproto"),
-    ("reply", "address", "xtext", "networks", "options", "extensions", "sasl"),
+    ("reply", "address", "xtext", "networks", "options", "tracing", "extensions", "sasl"),
     ("protocol",),
     ("session", "observer", "authfile", "tls"),
     ("counters", "rates", "hooks", "reception", "authentication", "entrance", "channel", "admission", "connection")

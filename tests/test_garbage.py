@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -49,9 +52,12 @@ def collected() -> Iterator[list[object]]:
         gc.enable()
 
 
+@pytest.mark.parametrize("debug", [None, io.StringIO()], ids=["quiet", "traced"])
 @pytest.mark.parametrize("lmtp", [False, True])
 @pytest.mark.parametrize("session", [Plain, Streaming, Early])
-def test_no_cycles(run: Runner, collected: list[object], session: type[DefaultSession], lmtp: bool) -> None:
+def test_no_cycles(
+    run: Runner, collected: list[object], session: type[DefaultSession], lmtp: bool, debug: io.StringIO | None
+) -> None:
     async def converse(server: Server, body: bytes) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for octets in (b"LHLO x.example\r\n" if lmtp else b"EHLO x.example\r\n", MESSAGE[0]):
@@ -66,7 +72,7 @@ def test_no_cycles(run: Runner, collected: list[object], session: type[DefaultSe
         await writer.wait_closed()
 
     async def main() -> None:
-        async with Server(DefaultBackend(session), addr="127.0.0.1:0", lmtp=lmtp) as server:
+        async with Server(DefaultBackend(session), addr="127.0.0.1:0", lmtp=lmtp, debug=debug) as server:
             gc.collect()
             collected.clear()  # what earlier tests left
             for body in (b"", b"x" * 70 + b"\r\n", (b"y" * 70 + b"\r\n") * 4000):
@@ -78,3 +84,11 @@ def test_no_cycles(run: Runner, collected: list[object], session: type[DefaultSe
             assert not ours
 
     run(main)
+
+
+def test_serve_settles_its_memory() -> None:
+    code = (
+        "import gc\nfrom fastsmtp._memory import settle\nbefore = gc.get_threshold()\nsettle()\n"
+        "assert gc.get_freeze_count() > 0 and gc.get_threshold()[0] > before[0]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1534,3 +1534,28 @@ def test_trace_shows_both_sides_of_it(run: Runner, tls: TLSFiles, trust: ssl.SSL
         assert base64.b64encode(b"dropped").decode() not in trace.getvalue()
 
     run(main)
+
+
+def test_addresses_outlive_the_connection(run: Runner, tls: TLSFiles, trust: ssl.SSLContext) -> None:
+    """At logout a session still sees whom it was for, though a TLS transport that is lost knows no addresses."""
+    seen: list[object] = []
+
+    class Leaving(DefaultSession):
+        conn: Conn
+
+        def connect(self, conn: Conn) -> None:
+            self.conn = conn
+            seen.extend((conn.remote_addr, conn.local_addr))
+
+        def logout(self) -> None:
+            seen.extend((self.conn.remote_addr, self.conn.local_addr))
+
+    async def main() -> None:
+        async with Server(DefaultBackend(Leaving), addr="127.0.0.1:0", tls=tls) as server:
+            async with TLSClient(server) as client:
+                await client.starttls(trust)
+            while server.counters.connections:
+                await asyncio.sleep(0.001)
+        assert len(seen) == 4 and None not in seen and seen[:2] == seen[2:]
+
+    run(main)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from .observer import Observer
+from .tracing import printable
 
 if TYPE_CHECKING:
     from .connection import Conn
@@ -68,7 +69,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = " ".join((super().formatMessage(record), *(f"{k}={_value(v)}" for k, v in _fields(record).items())))
-        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        return printable(text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -105,16 +106,15 @@ class EventLog(Observer):
 
     def connected(self, conn: Conn) -> None:
         """A client is welcome."""
-        where = _where(conn)
-        self._open[conn] = _Visit(time.monotonic(), where)
-        _log("connected", where, _tls(conn))
+        self._open[conn] = _Visit(time.monotonic())
+        _log("connected", _where(conn), _tls(conn))
 
     def disconnected(self, conn: Conn) -> None:
         """It is gone: how long it was there, and how many messages were answered."""
         visit = self._open.pop(conn, None)
         if visit is not None:
             seconds = round(time.monotonic() - visit.began, 3)
-            _log("disconnected", visit.where, {"seconds": seconds, "messages": visit.messages})
+            _log("disconnected", _where(conn), {"seconds": seconds, "messages": visit.messages})
 
     def message(self, conn: Conn, context: DataContext | None, reply: Reply | None, octets: int) -> None:
         """A message was answered."""
@@ -151,10 +151,9 @@ class EventLog(Observer):
 
 @dataclass(slots=True)
 class _Visit:
-    """A connection that was welcome: since when, from where (which the transport of TLS forgets when it is lost), and its messages."""
+    """A connection that was welcome: since when, and its messages."""
 
     began: float
-    where: dict[str, Any]
     messages: int = 0
 
 

@@ -96,9 +96,8 @@ def serve(arguments: argparse.Namespace) -> int:
     with contextlib.closing(service):
         try:
             if not (arguments.discard or arguments.print):
-                Maildir(
-                    arguments.maildir
-                ).close()  # made, and seen to be writable, before anybody is told that we listen
+                # Made, and seen to be writable, before anybody is told that we listen.
+                Maildir(arguments.maildir).close()
             listening = _listening(arguments)
         except (ConfigurationError, OSError) as error:
             return _complain(str(error))
@@ -316,9 +315,8 @@ def _run_workers(service: _Service, listening: Listening) -> None:
             if service.metrics is not None:
                 service.metrics.close()
             if service.users is not None:
-                _logs.silence(
-                    "fastsmtp.authfile"
-                )  # the parent looks at the same file, and says what is wrong once for all
+                # The parent looks at the same file, and says what is wrong once for all.
+                _logs.silence("fastsmtp.authfile")
             try:
                 return _run_worker(service, listening.groups[worker], worker, parent)
             finally:

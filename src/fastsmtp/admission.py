@@ -15,6 +15,7 @@ from .entrance import ProxyGate, start_tls
 from .protocol import Auth, AuthResponse, ClientIs, MailFrom, StartTLS, XClient
 from .reply import AUTH_FAILED, EARLY_TALKER, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, AuthRequired, Reply
 from .session import Address, ConnectionState, Session
+from .tracing import tracer
 
 if TYPE_CHECKING:
     import ssl
@@ -126,7 +127,7 @@ class Admission(Channel):
         self._sockname: Address = transport.get_extra_info("sockname")
         server = self._server
         if server.options.debug is not None:
-            self._core.trace = self._trace
+            self._core.trace = tracer(server.options.debug, f"{id(self):x}")
         refusal = server.attach(self.conn)
         self._renew()
         if server.proxies and self.peer_addr in server.proxies:

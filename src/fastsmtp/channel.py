@@ -451,13 +451,6 @@ class Channel(asyncio.Protocol):
             if self._task is None:
                 self._server.detach(self.conn)
 
-    def _trace(self, who: str, octets: bytes) -> None:
-        debug = self._server.options.debug
-        if debug is not None:
-            for line in octets.decode("utf-8", "backslashreplace").removesuffix("\r\n").split("\r\n"):
-                safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-                debug.write(f"{id(self):x} {who}: {safe}\n")
-
 
 def no_answer(reply: Reply | None) -> None:
     """reset and logout answer nobody."""

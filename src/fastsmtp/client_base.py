@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Final, Self
 
 from .address import is_domain
-from .client_connection import ClientConnection, ConnectionLost, TimedOut, TLSFailed, tracer
+from .client_connection import ClientConnection, ConnectionLost, TimedOut, TLSFailed
 from .client_login import REVEALING, channel_binding, password_mechanisms, token_mechanisms
 from .client_options import ClientOptions
 from .dial import dial, dial_unix
@@ -20,6 +20,7 @@ from .protocol.requests import Command, Unsendable
 from .protocol.xforward import XClient, XForward
 from .reply import Reply, SMTPError
 from .sasl import ClientMechanism
+from .tracing import tracer
 
 __all__ = ["ClientBase"]
 

@@ -10,18 +10,17 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from . import limits
 from .errors import FastSMTPError, ProtocolError, UnexpectedEOF
 
 if TYPE_CHECKING:
     from .client_options import Timeouts
-    from .options import TraceWriter
     from .protocol.client import ClientProtocol
     from .protocol.transaction import Delivery
 
-__all__ = ["ClientConnection", "ConnectionLost", "TLSFailed", "TimedOut", "tracer"]
+__all__ = ["ClientConnection", "ConnectionLost", "TLSFailed", "TimedOut"]
 
 _FOREVER: Final = float("inf")
 _LONG: Final = 86400.0
@@ -345,14 +344,3 @@ def _tls_reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no TLS handshake in time"
     return "the TLS handshake failed"
-
-
-def tracer(debug: TraceWriter, name: object) -> Callable[[str, bytes], Any]:
-    """What writes a connection's trace, each line made safe to print."""
-
-    def trace(who: str, octets: bytes) -> None:
-        for line in octets.decode("utf-8", "backslashreplace").removesuffix("\r\n").split("\r\n"):
-            safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-            debug.write(f"{name} {who}: {safe}\n")
-
-    return trace
