@@ -25,6 +25,7 @@ from fastsmtp.address import (
     unquote_local_part,
 )
 from fastsmtp.errors import ProtocolError
+from fastsmtp.textproto import scan_path
 
 PARSERS = [parse_reverse_path, parse_forward_path]
 
@@ -546,13 +547,12 @@ def test_the_usual_path_and_the_scanner_agree(text: str) -> None:
     scanned = outcome(address._scan_path, text, 0, (5, 1, 7))
     if not text.startswith("<>"):
         assert outcome(parse_reverse_path, text) == scanned
-    match = address._usual_path(text)
-    if match is not None and address._within_limits(text, 0, match.end()):
-        assert scanned == (match[1], match.end())
-    if isinstance(scanned, tuple) and isinstance(scanned[1], int) and not isinstance(scanned[0], int):
-        mailbox = scanned[0]
-        if len(scanned) == 2 and text[1] not in '"@' and mailbox.isascii() and "@[" not in mailbox:
-            assert match is not None and match[1] == mailbox
+    usual = scan_path(text)
+    if usual[1]:
+        assert scanned == usual
+    elif isinstance(scanned, tuple) and len(scanned) == 2 and text.isascii() and text[1] not in '"@':
+        mailbox, end = scanned
+        assert "@[" in mailbox or end > limits.LOCAL_PART + 3
 
 
 @given(st.text(max_size=30))

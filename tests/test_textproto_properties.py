@@ -176,6 +176,35 @@ def test_commands(data: bytes, start: int) -> None:
     same("scan_command", data, start)
 
 
+ADDRESS = [
+    "<",
+    ">",
+    "@",
+    ".",
+    "-",
+    "_",
+    "a",
+    "Z9",
+    "!#$%",
+    '"',
+    "[",
+    " ",
+    "\0",
+    "ü",
+    "\u0100",
+    "\ud800",
+    "l" * 31,
+    "l" * 62,
+    "l" * 63,
+]
+
+
+@given(st.lists(st.sampled_from(ADDRESS) | st.text(max_size=2), max_size=9).map("".join), st.integers(0, 9))
+def test_addresses(text: str, start: int) -> None:
+    same("scan_domain", text, start)
+    same("scan_path", text, start)
+
+
 REPLY = [
     b"250",
     b"251",

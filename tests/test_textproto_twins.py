@@ -92,6 +92,11 @@ def test_other_arguments_are_checked(twin: Any) -> None:
         twin.canonical_mime_header_key(b"x")
     with pytest.raises(TypeError, match="must be str"):
         twin.encode_reply(250, "", b"x")
+    for function in (twin.scan_domain, twin.scan_path):
+        with pytest.raises(TypeError, match="text must be str, not bytes"):
+            function(b"<a@b>")
+        with pytest.raises(ValueError, match="^start is negative$"):
+            function("<a@b>", -1)
 
 
 # ---- lines and commands ----
@@ -157,6 +162,81 @@ def test_known_verbs_are_one_object(twin: Any, verb: str) -> None:
         for spelling in (verb, verb.lower(), verb.capitalize(), verb.swapcase(), verb[0].lower() + verb[1:])
     ]
     assert {id(twin.scan_command(spelling + b" x\r\n")[1]) for spelling in spellings} == {id(sys.intern(verb))}
+
+
+# ---- addresses ----
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("a", 1),
+        ("mx_1.example-2.org", 18),
+        ("example.org>", 11),
+        ("example.org SIZE=1", 11),
+        ("l" * 63 + ".b", 65),
+        ("l" * 64 + ".b", 0),
+        ("a." + "l" * 64, 0),
+        ("", 0),
+        (".a", 0),
+        ("a.", 0),
+        ("a..b", 0),
+        ("-a", 0),
+        ("a-", 0),
+        ("a-.b", 0),
+        ("a.-b", 0),
+        ("a>ü", 0),
+        ("ü", 0),
+        ("[127.0.0.1]", 0),
+    ],
+)
+def test_scan_domain(twin: Any, text: str, end: int) -> None:
+    assert twin.scan_domain(text) == end
+    assert twin.scan_domain("<@" + text, 2) == (end + 2 if end else 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "mailbox"),
+    [
+        ("<a@b>", "a@b"),
+        ("<first.last+tag@mx_1.example-2.org> SIZE=1", "first.last+tag@mx_1.example-2.org"),
+        ("<!#$%&'*+-/=?^_`{|}~@b>>", "!#$%&'*+-/=?^_`{|}~@b"),
+        ("<" + "l" * 64 + "@b>", ""),
+        ("<" + "l" * 63 + "@bc>", ""),
+        ("<" + "l" * 63 + "@b", ""),
+        ("<" + "l" * 63 + "@b>", "l" * 63 + "@b"),
+        ("", ""),
+        ("<", ""),
+        ("<>", ""),
+        ("<a>", ""),
+        ("<a@>", ""),
+        ("<@b>", ""),
+        ("<a@b", ""),
+        ("a@b>", ""),
+        ("<a@@b>", ""),
+        ("<a@b@c>", ""),
+        ("<.a@b>", ""),
+        ("<a.@b>", ""),
+        ("<a..b@c>", ""),
+        ("<a@b.>", ""),
+        ("<a@-b>", ""),
+        ("<a@b >", ""),
+        ("<a b@c>", ""),
+        ('<"a"@b>', ""),
+        ("<@a:b@c>", ""),
+        ("<a@[127.0.0.1]>", ""),
+        ("<a@b>ü", ""),
+        ("<ü@b>", ""),
+        ("<a\0@b>", ""),
+        ("<a@b\n>", ""),
+    ],
+)
+def test_scan_path(twin: Any, text: str, mailbox: str) -> None:
+    end = len(mailbox) + 2 if mailbox else 0
+    assert len(mailbox) + 2 < limits.LOCAL_PART + 4
+    assert twin.scan_path(text) == (mailbox, end)
+    assert twin.scan_path("FROM:" + text, 5) == (mailbox, end + 5 if end else 0)
+    assert twin.scan_path(text, len(text)) == twin.scan_path(text, len(text) + 9) == ("", 0)
 
 
 # ---- replies ----

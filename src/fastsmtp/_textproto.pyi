@@ -19,6 +19,8 @@ __all__ = [
     "parse_header_block",
     "parse_response",
     "scan_command",
+    "scan_domain",
+    "scan_path",
 ]
 
 IMPLEMENTATION: Final[str]  # "cython" or "pure"
@@ -36,6 +38,21 @@ def scan_command(data: bytes, start: int = 0) -> tuple[int, str, str, int]:
     `next` is the index just past its CR LF, or 0 when the line has not ended (the rest is then "", "", 0).
     `verb` is what precedes the first space, in upper case, the known verbs interned; `argument` is what follows that
     space with leading and trailing spaces removed.  Octets over 127 are decoded as UTF-8 with surrogate escapes.
+    """
+
+def scan_domain(text: str, start: int = 0) -> int:
+    """Index past the usual domain that begins at `text[start]`, or 0.
+
+    Usual are labels of 1 to 63 ASCII letters, digits, hyphens and underscores, no hyphen first or last, with a dot between two (RFC 1035
+    2.3.4); behind them comes none of these characters.  What gets 0 may be a domain all the same; a text that is not ASCII throughout gets it.
+    """
+
+def scan_path(text: str, start: int = 0) -> tuple[str, int]:
+    """The usual path that begins at `text[start]`: `(mailbox, end)`, `end` the index past its ">"; or ("", 0).
+
+    Usual is "<", a dot-string of ASCII, "@", a domain as `scan_domain` has it, and ">" (RFC 5321 4.1.2), with fewer than limits.LOCAL_PART + 4
+    characters in all: no part of it can be over its limit then.  What gets ("", 0) may be a path all the same; a text that is not ASCII
+    throughout gets it.
     """
 
 def encode_reply(code: int, enhanced: str, message: str) -> bytes:

@@ -61,6 +61,8 @@ __all__ = [
     "parse_header_block",
     "parse_response",
     "scan_command",
+    "scan_domain",
+    "scan_path",
 ]
 
 IMPLEMENTATION = "cython"
@@ -77,6 +79,11 @@ cdef enum:
     KEYS_SLOTS = 512  # a power of two, several times the number of keys
     KEY_MAX = 32      # octets of the longest key in the table
 
+cdef enum:
+    IN_ATOM = 1   # atext (RFC 5322 3.2.3)
+    IN_LABEL = 2  # a letter, digit, hyphen or underscore
+    LABEL = 63    # octets (RFC 1035 2.3.4)
+
 cdef struct Verb:
     uint64_t word
     Py_ssize_t size
@@ -92,10 +99,12 @@ cdef Py_ssize_t known_verb_count = 0
 cdef Key known_keys[KEYS_SLOTS]
 cdef uint8_t token_upper[256]  # a token character (RFC 7230 3.2.6) in upper case, or 0
 cdef uint8_t token_lower[256]  # in lower case, or 0
+cdef uint8_t address_kind[256] # of IN_ATOM, IN_LABEL
 cdef list words = []           # owns what the tables point to
 
 cdef Py_ssize_t REPLY_LINE = limits.REPLY_LINE
 cdef Py_ssize_t REPLY_LINES = limits.REPLY_LINES
+cdef Py_ssize_t SAFE_PATH = limits.LOCAL_PART + 3
 
 
 cdef inline size_t key_slot(const uint8_t *octets, Py_ssize_t size) noexcept nogil:
@@ -138,6 +147,11 @@ cdef _fill_tables():
     for octet in range(26):
         token_upper[c"A" + octet] = token_upper[c"a" + octet] = c"A" + octet
         token_lower[c"A" + octet] = token_lower[c"a" + octet] = c"a" + octet
+        address_kind[c"A" + octet] = address_kind[c"a" + octet] = IN_ATOM | IN_LABEL
+    for octet in b"0123456789-_":
+        address_kind[octet] = IN_ATOM | IN_LABEL
+    for octet in b"!#$%&'*+/=?^`{|}~":
+        address_kind[octet] = IN_ATOM
 
 
 _fill_tables()
@@ -244,6 +258,84 @@ def scan_command(data, Py_ssize_t start=0):
     if flags & FS_EIGHT_BIT:
         return end + 2, verb, wire_text(space, limit - space), flags
     return end + 2, verb, ascii_text(space, limit - space), flags
+
+
+# ---- addresses ----
+
+cdef inline int check_text(object text, Py_ssize_t start) except -1:
+    if not isinstance(text, str):
+        raise TypeError(f"text must be str, not {type(text).__name__}")
+    if start < 0:
+        raise ValueError("start is negative")
+    return 0
+
+
+cdef const uint8_t *usual_domain(const uint8_t *p, const uint8_t *limit) noexcept nogil:
+    """Past the domain that begins at `p`, or NULL."""
+    cdef const uint8_t *label
+    while True:
+        label = p
+        while p < limit and address_kind[p[0]] & IN_LABEL:
+            p += 1
+        if p == label or p - label > LABEL or label[0] == c'-' or (p - 1)[0] == c'-':
+            return NULL
+        if p == limit or p[0] != c'.':
+            return p
+        p += 1
+
+
+cdef const uint8_t *usual_path(const uint8_t *p, const uint8_t *limit) noexcept nogil:
+    """Past the path that begins at `p`, or NULL."""
+    cdef const uint8_t *atom
+    if p >= limit or p[0] != c'<':
+        return NULL
+    while True:
+        p += 1
+        atom = p
+        while p < limit and address_kind[p[0]] & IN_ATOM:
+            p += 1
+        if p == atom or p == limit:
+            return NULL
+        if p[0] == c'@':
+            break
+        if p[0] != c'.':
+            return NULL
+    p = usual_domain(p + 1, limit)
+    return p + 1 if p != NULL and p < limit and p[0] == c'>' else NULL
+
+
+cdef inline const uint8_t *ascii_octets(object text, Py_ssize_t start, const uint8_t **limit):
+    """Where `text[start:]` begins and ends, or NULL when it is empty, or the text is not ASCII."""
+    cdef const uint8_t *octets
+    if not PyUnicode_IS_ASCII(text) or start >= PyUnicode_GET_LENGTH(text):
+        return NULL
+    octets = PyUnicode_1BYTE_DATA(text)
+    limit[0] = octets + PyUnicode_GET_LENGTH(text)
+    return octets + start
+
+
+def scan_domain(text, Py_ssize_t start=0):
+    cdef const uint8_t *limit = NULL
+    cdef const uint8_t *begin
+    cdef const uint8_t *end
+    check_text(text, start)
+    begin = ascii_octets(text, start, &limit)
+    end = NULL if begin == NULL else usual_domain(begin, limit)
+    return 0 if end == NULL else start + (end - begin)
+
+
+def scan_path(text, Py_ssize_t start=0):
+    cdef const uint8_t *limit = NULL
+    cdef const uint8_t *begin
+    cdef const uint8_t *end
+    check_text(text, start)
+    begin = ascii_octets(text, start, &limit)
+    if begin == NULL:
+        return "", 0
+    end = usual_path(begin, limit if limit - begin <= SAFE_PATH else begin + SAFE_PATH)
+    if end == NULL:
+        return "", 0
+    return ascii_text(begin + 1, end - begin - 2), start + (end - begin)
 
 
 # ---- replies ----

@@ -30,6 +30,8 @@ __all__ = [
     "parse_header_block",
     "parse_response",
     "scan_command",
+    "scan_domain",
+    "scan_path",
 ]
 
 IMPLEMENTATION: Final[str] = "pure"
@@ -47,6 +49,12 @@ _TOKEN_IN_OCTETS: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 _VALUE_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Every repetition is possessive, and what follows one begins with another character: one pass, whatever the text is.
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]++"
+_LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,62}+(?<!-)"
+_USUAL_DOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*+(?![A-Za-z0-9_\-.])")
+_USUAL_PATH: Final = re.compile(rf"<({_ATOM}(?:\.{_ATOM})*+@{_LABEL}(?:\.{_LABEL})*+)>")
+_SAFE_PATH: Final = limits.LOCAL_PART + 3
 _ENHANCED: Final = re.compile(r"[0-9.]{0,11}")
 
 
@@ -54,6 +62,12 @@ def _refuse(name: str, data: object, start: int) -> Never:
     """Say what is wrong with the arguments `data` (called `name` by the caller) and `start`."""
     if not isinstance(data, bytes):
         raise TypeError(f"{name} must be bytes, not {type(data).__name__}")
+    raise ValueError("start is negative")
+
+
+def _refuse_text(text: object) -> Never:
+    if not isinstance(text, str):
+        raise TypeError(f"text must be str, not {type(text).__name__}")
     raise ValueError("start is negative")
 
 
@@ -89,6 +103,22 @@ def scan_command(data: bytes, start: int = 0) -> tuple[int, str, str, int]:
             except UnicodeDecodeError:
                 flags |= NOT_UTF8
     return end + 2, verb, argument.strip(" "), flags
+
+
+def scan_domain(text: str, start: int = 0) -> int:
+    if not isinstance(text, str) or start < 0:
+        _refuse_text(text)
+    match = _USUAL_DOMAIN.match(text, start) if text.isascii() else None
+    return 0 if match is None else match.end()
+
+
+def scan_path(text: str, start: int = 0) -> tuple[str, int]:
+    if not isinstance(text, str) or start < 0:
+        _refuse_text(text)
+    match = _USUAL_PATH.match(text, start) if text.isascii() else None
+    if match is None or match.end() - start > _SAFE_PATH:
+        return "", 0
+    return match[1], match.end()
 
 
 def encode_reply(code: int, enhanced: str, message: str) -> bytes:

@@ -23,6 +23,8 @@ __all__ = [
     "parse_header_block",
     "parse_response",
     "scan_command",
+    "scan_domain",
+    "scan_path",
 ]
 
 
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
         parse_header_block,
         parse_response,
         scan_command,
+        scan_domain,
+        scan_path,
     )
 else:
 

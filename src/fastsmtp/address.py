@@ -24,6 +24,7 @@ from typing import Final
 
 from fastsmtp import limits
 from fastsmtp.errors import ProtocolError
+from fastsmtp.textproto import scan_domain, scan_path
 
 __all__ = [
     "AddressError",
@@ -43,17 +44,8 @@ _BAD_RECIPIENT: Final = (5, 1, 3)
 _BAD_ARGUMENT: Final = (5, 5, 4)
 
 _LABEL: Final = 63  # octets, RFC 1035 2.3.4
-# The shortest path whose local part can be too long: the brackets, 65 octets, "@" and a domain of one.
-_SAFE_PATH: Final = limits.LOCAL_PART + 4
 
 _ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
-
-# The usual path, whole.  Every repetition is possessive and the alternatives begin with different characters, so
-# there is nothing to go back to: one pass over the text, whatever the text is.
-_usual_path = re.compile(
-    rf"<([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+"
-    r"@[A-Za-z0-9_][A-Za-z0-9_\-]{0,62}+(?<!-)(?:\.[A-Za-z0-9_][A-Za-z0-9_\-]{0,62}+(?<!-))*+)>"
-).match
 
 _atom = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++").match
 _dot_string = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*+").fullmatch
@@ -100,12 +92,10 @@ def parse_reverse_path(text: str, start: int = 0) -> tuple[str, int]:
     The mailbox is as typed, without brackets and source route, and "" for the null reverse-path `<>`.
     Raises AddressError.
     """
-    match = _usual_path(text, start)
-    if match is not None:
-        end = match.end()
-        if end - start < _SAFE_PATH or _within_limits(text, start, end):
-            return match[1], end
-    elif text.startswith("<>", start):
+    usual = scan_path(text, start)
+    if usual[1]:
+        return usual
+    if text.startswith("<>", start):
         return "", start + 2
     return _scan_path(text, start, _BAD_SENDER)
 
@@ -116,19 +106,12 @@ def parse_forward_path(text: str, start: int = 0) -> tuple[str, int]:
     The mailbox is as typed, without brackets and source route.  `<Postmaster>` needs no domain, in upper or lower case
     (RFC 5321 4.1.1.3); `<>` is refused.  Raises AddressError.
     """
-    match = _usual_path(text, start)
-    if match is not None:
-        end = match.end()
-        if end - start < _SAFE_PATH or _within_limits(text, start, end):
-            return match[1], end
-    elif text[start : start + 12].lower() == "<postmaster>":
+    usual = scan_path(text, start)
+    if usual[1]:
+        return usual
+    if text[start : start + 12].lower() == "<postmaster>":
         return text[start + 1 : start + 11], start + 12
     return _scan_path(text, start, _BAD_RECIPIENT)
-
-
-def _within_limits(text: str, start: int, end: int) -> bool:
-    # Of a usual path only: it is ASCII, and its first "@" ends the local part.  A domain over 255 makes a path over 256.
-    return end - start <= limits.PATH and text.index("@", start) - start - 1 <= limits.LOCAL_PART
 
 
 def _scan_path(text: str, start: int, enhanced: tuple[int, int, int]) -> tuple[str, int]:
@@ -267,6 +250,8 @@ def check_domain(text: str, utf8: bool = False, *, underscores: bool = True) -> 
 
 def is_domain(text: str, utf8: bool = False, *, underscores: bool = True) -> bool:
     """Tell whether `text` is a domain name (no address literal), as `check_domain` judges it."""
+    if scan_domain(text) == len(text) and 0 < len(text) <= limits.DOMAIN and (underscores or "_" not in text):
+        return True
     if text.startswith("["):
         return False
     try:

@@ -26,6 +26,8 @@ from ._twin import (
     encode_reply,
     find_line,
     scan_command,
+    scan_domain,
+    scan_path,
 )
 from .errors import ProtocolError, ResponseError, UnexpectedEOF
 
@@ -53,6 +55,8 @@ __all__ = [
     "parse_mime_header",
     "parse_response",
     "scan_command",
+    "scan_domain",
+    "scan_path",
 ]
 
 

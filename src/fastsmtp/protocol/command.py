@@ -47,7 +47,7 @@ def parse_mail(
     argument: str, known: Mapping[str, Known], max_message_bytes: int, strict: bool
 ) -> tuple[str, MailParams]:
     """MAIL's reverse-path and parameters (RFC 5321 4.1.1.2)."""
-    start = _path_start(argument, "FROM:", strict)
+    start = 5 if argument.startswith("FROM:<") else _path_start(argument, "FROM:", strict)
     if start < 0:
         raise CommandError(_MAIL_SYNTAX)
     try:
@@ -71,7 +71,7 @@ def parse_mail(
 
 def parse_rcpt(argument: str, known: Mapping[str, Known], smtputf8: bool, strict: bool) -> tuple[str, RcptParams]:
     """RCPT's forward-path and parameters (RFC 5321 4.1.1.3)."""
-    start = _path_start(argument, "TO:", strict)
+    start = 3 if argument.startswith("TO:<") else _path_start(argument, "TO:", strict)
     if start < 0:
         raise CommandError(_RCPT_SYNTAX)
     try:
@@ -100,7 +100,7 @@ def _path_start(argument: str, keyword: str, strict: bool) -> int:
     RFC 5321 3.3 allows no blank behind the colon; the world sends one, so it passes outside strict mode.
     """
     start = len(keyword)
-    if not argument.startswith(keyword) and argument[:start].upper() != keyword:
+    if argument[:start].upper() != keyword:
         return -1
     if not strict:
         while argument.startswith(" ", start):
