@@ -272,19 +272,21 @@ class DataReader:
 
     # The connection's side
 
-    def feed_data(self, data: bytes) -> None:
-        """Add octets."""
+    def feed_data(self, data: bytes, last: bool = False) -> None:
+        """Add octets; after the last ones the message is whole."""
         if data:
             self._chunks.append(data)
             self._buffered += len(data)
             self.size += len(data)
+        if last:
+            self.complete = True
+            self._on_low = None
+        if self._waiter is not None and (data or last):
             self._wake()
 
     def feed_eof(self) -> None:
         """The message is whole."""
-        self.complete = True
-        self.let_go()
-        self._wake()
+        self.feed_data(b"", last=True)
 
     def set_exception(self, error: Exception) -> None:
         """The message will not be whole: what waits is dropped, reading raises `error`."""
@@ -459,6 +461,7 @@ class DataContext:
     def close(self) -> None:
         """Stop all deadlines."""
         self._on_answered = None
-        for timer in (self._timers or {}).values():
-            timer.cancel()
-        self._timers = None
+        if self._timers is not None:
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers = None

@@ -376,8 +376,10 @@ class ServerProtocol(AccessProtocol):
     def _settle_body(self, reply: Reply | None) -> None:
         assert self._receiver is not None
         answer = self._receiver.refusal or reply or MESSAGE_OK
-        for _ in range(len(self.recipients) if self.lmtp else 1):
-            self._say(answer)
+        self._say(answer)
+        if self.lmtp:
+            for _ in self.recipients[1:]:
+                self._say(answer)
         self._end_message()
 
     def _end_message(self) -> None:
