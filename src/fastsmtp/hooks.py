@@ -109,5 +109,5 @@ def is_awaitable(result: object) -> TypeIs[Awaitable[Any]]:
 
 
 def streams(hook: object) -> bool:
-    """True for an async hook, which can take a message that is still arriving."""
-    return inspect.iscoroutinefunction(hook)
+    """True for a hook that can take a message that is still arriving: an async one, or one that is decorated as `streaming`."""
+    return inspect.iscoroutinefunction(hook) or getattr(hook, "streams", False) is True
