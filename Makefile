@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 JOBS ?= auto
-BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi)
+COMPILED := $(patsubst %.pxd,%.py,$(wildcard src/fastsmtp/protocol/*.pxd))
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi src/fastsmtp/protocol/*.pxd) $(COMPILED)
 
 .PHONY: help serve test test-slow interop coverage lint types bench bench-smoke wheels ci clean
 
@@ -73,4 +74,4 @@ ci:  ## what the gate runs
 	bash .ci/run
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build dist htmlcov .coverage* src/*.egg-info src/fastsmtp/*.so src/fastsmtp/_textproto.c
+	rm -rf $(VENV) build dist htmlcov .coverage* src/*.egg-info src/fastsmtp/*.so src/fastsmtp/protocol/*.so src/fastsmtp/_textproto.c
