@@ -1,5 +1,7 @@
 """fastsmtp: an asyncio SMTP and LMTP server, with its per-byte work compiled.
 
+A server in two lines:
+
     from fastsmtp import DefaultBackend, DefaultSession, Server
 
     async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:2525"):
