@@ -30,11 +30,19 @@ def generator(seed: int, number: int) -> random.Random:
 
 def work(play: Play, seed: int, number: int, size: float) -> Counter[str]:
     """Play one round.  What it raises says which one it was."""
+    unraisable: list[sys.UnraisableHookArgs] = []
+    hook = sys.unraisablehook
+    sys.unraisablehook = unraisable.append
     try:
-        return play(generator(seed, number), size)
+        counts = play(generator(seed, number), size)
+        if unraisable:
+            raise Failure(f"an error that could not be raised: {unraisable[0].exc_value!r} in {unraisable[0].object!r}")
+        return counts
     except Exception as error:
         error.add_note(f"again by: --seed {seed} --round {number} --size {size}")
         raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _alone(play: Play, seed: int, size: float) -> Iterator[Counter[str]]:
