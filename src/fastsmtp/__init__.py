@@ -1,9 +1,9 @@
 """fastsmtp: an asyncio SMTP and LMTP server, with its per-byte work compiled.
 
-    from fastsmtp import DefaultBackend, DefaultSession, Server
+from fastsmtp import DefaultBackend, DefaultSession, Server
 
-    async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:2525"):
-        ...
+async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:2525"):
+    ...
 """
 
 from __future__ import annotations
