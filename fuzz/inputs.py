@@ -10,6 +10,7 @@ from typing import Final
 from fastsmtp._vocabulary import HEADER_KEYS, VERBS
 
 __all__ = [
+    "ADDRESSES",
     "COMMANDS",
     "COMMAND_LINES",
     "DOTS",
@@ -73,22 +74,31 @@ HEADERS: Final = [
 ]  # fmt: skip
 # Whole lines, most of which are right.
 DOT_LINES: Final = [
-    *[b"x" * each + b"\r\n" for each in (0, 1, 5, 14, 15, 30, 61, 62, 63, 64, 76, 76, 76, 126, 998)], *([b".x\r\n", b"..\r\n", b"...\r\n"] * 3),
+    *[b"x" * each + b"\r\n" for each in (0, 1, 5, 14, 15, 30, 61, 62, 63, 64, 76, 76, 76, 126, 998)],
+    *([b".x\r\n", b"..\r\n", b"...\r\n"] * 3),
     b"caf\xc3\xa9\r\n", b"bare\n", b"bare\r", b"nul\0\r\n", b".\r\n", b"\r\r\n", b". \r\n",
 ]  # fmt: skip
 COMMAND_LINES: Final = [
-    b"EHLO client.example\r\n", b"MAIL FROM:<a@b.example> SIZE=1000 BODY=8BITMIME\r\n", b"RCPT TO:<c@d.example> NOTIFY=NEVER\r\n",
-    b"rcpt to:<@a,@b:c@d>\r\n", b"DATA\r\n", b"Bdat 1000 LAST\r\n", b"RSET\r\n", b"NOOP  \r\n", b"quit\r\n", b"AUTH PLAIN AGpvZQBzZWNyZXQ=\r\n",
-    b"XFORWARD NAME=x ADDR=192.0.2.1\r\n", "MAIL FROM:<ä@ö.example> SMTPUTF8\r\n".encode(), b"VRFY \xff\r\n", b"HELP \tx\r\n", b"x" * 520 + b"\r\n",
+    b"EHLO client.example\r\n", b"MAIL FROM:<a@b.example> SIZE=1000 BODY=8BITMIME\r\n",
+    b"RCPT TO:<c@d.example> NOTIFY=NEVER\r\n",
+    b"rcpt to:<@a,@b:c@d>\r\n", b"DATA\r\n", b"Bdat 1000 LAST\r\n", b"RSET\r\n", b"NOOP  \r\n", b"quit\r\n",
+    b"AUTH PLAIN AGpvZQBzZWNyZXQ=\r\n",
+    b"XFORWARD NAME=x ADDR=192.0.2.1\r\n", "MAIL FROM:<ä@ö.example> SMTPUTF8\r\n".encode(), b"VRFY \xff\r\n",
+    b"HELP \tx\r\n", b"x" * 520 + b"\r\n",
 ]  # fmt: skip
 REPLY_LINES: Final = [
-    *([b"250-PIPELINING\r\n", b"250-SIZE 33554432\r\n", b"250-\r\n"] * 4), *([b"250 HELP\r\n", b"250 \r\n", b"250\r\n", b"250 ok\n"] * 2),
-    b"550-5.1.1 no such user\r\n", b"550 5.1.1 really\r\n", b"250-n\xc3\xa9e\xff\r\n", b"no code\r\n", b" 250 x\r\n", b"251-x\r\n", b"250-x\r\r\n",
+    *([b"250-PIPELINING\r\n", b"250-SIZE 33554432\r\n", b"250-\r\n"] * 4),
+    *([b"250 HELP\r\n", b"250 \r\n", b"250\r\n", b"250 ok\n"] * 2),
+    b"550-5.1.1 no such user\r\n", b"550 5.1.1 really\r\n", b"250-n\xc3\xa9e\xff\r\n", b"no code\r\n", b" 250 x\r\n",
+    b"251-x\r\n", b"250-x\r\r\n",
 ]  # fmt: skip
 HEADER_LINES: Final = [
-    *[each.encode() + b": value\r\n" for each in HEADER_KEYS], *([b"\tfolded\r\n", b"  folded more \r\n", b" \r\n", b"X-Own: \t x \t\r\n"] * 12),
-    *[b"x-" + b"y" * each + b": long key\r\n" for each in (28, 29, 30, 31, 32)], *[b"A:" + b"v" * each + b"\n" for each in (0, 1, 1000, 1023, 1025)],
-    *([b"subject: caf\xc3\xa9 \xff\r\n", b"to:\r\n", b"to:\r\n a,\r\n\tb\r\n", b"\r\n"] * 4), b"no colon\r\n", b": x\r\n", b"a b: c\r\n",
+    *[each.encode() + b": value\r\n" for each in HEADER_KEYS],
+    *([b"\tfolded\r\n", b"  folded more \r\n", b" \r\n", b"X-Own: \t x \t\r\n"] * 12),
+    *[b"x-" + b"y" * each + b": long key\r\n" for each in (28, 29, 30, 31, 32)],
+    *[b"A:" + b"v" * each + b"\n" for each in (0, 1, 1000, 1023, 1025)],
+    *([b"subject: caf\xc3\xa9 \xff\r\n", b"to:\r\n", b"to:\r\n a,\r\n\tb\r\n", b"\r\n"] * 4), b"no colon\r\n",
+    b": x\r\n", b"a b: c\r\n",
     b"a: \0\r\n",
 ]  # fmt: skip
 KEYS: Final = [
@@ -96,10 +106,16 @@ KEYS: Final = [
     *(["-", "--", "x-", "X", "a", "Z", "0", "_", "!", "from", "to", "id"] * 20),
     *[" ", ":", "\0", "\x7f", "é", "ſ", "K", "ß", "漢", "\ud800", "q" * 31, "q" * 32, "q" * 33, "(", ")", "@", "\n"],
 ]  # fmt: skip
+ADDRESSES: Final = [
+    *(["<", ">", "@", ".", "-", "_", "a", "Z", "0", "joe", "x.example", "<joe@x.example>", "a.b@c", "<a@b>", "<>"] * 6),
+    *["x" * each for each in (50, 57, 58, 59, 60, 61, 62, 63, 64, 65)], *"!#$%&'*+/=?^`{|}~ \"(),:;[\\]\t\0\x7f",
+    *["<" + "l" * each + "@d>" for each in (59, 60, 61, 62, 63, 64, 65)], "é", "漢", "\ud800", "\u0660", "a-", "-a", "..", "_a",
+]  # fmt: skip
 WORDS: Final = [
     *(["a", "word ", " ", "\n", "\r", "\r\n", "lorem ipsum dolor "] * 6),
     *["é", "漢" * 90, "漢", "😀", "😀" * 130, "\0", "\t", "\x7f", "\x80", "\x85", "\x9f", "\xa0", "\ud800", "\udc80", "\udfff", "\u2028"],
-    *["x" * each for each in (1, 7, 8, 9, 250, 498, 499, 500, 501, 505, 506, 507, 508, 1000)], " " * 40, " " * 510, " x" * 260,
+    *["x" * each for each in (1, 7, 8, 9, 250, 498, 499, 500, 501, 505, 506, 507, 508, 1000)], " " * 40, " " * 510,
+    " x" * 260,
 ]  # fmt: skip
 
 

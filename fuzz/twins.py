@@ -201,6 +201,8 @@ def _encoders(rng: random.Random, count: int) -> int:
 
 def _odd(rng: random.Random, count: int) -> int:
     names = [
+        "scan_domain",
+        "scan_path",
         "find_line",
         "scan_command",
         "parse_response",
@@ -234,6 +236,14 @@ def _octet_calls(
     return zip(_octets(rng, tokens, lines, count), rng.choices(_STARTS, k=count), strict=True)
 
 
+def _places(rng: random.Random, text: str, name: str, count: int) -> Iterator[str]:
+    """Pieces of `text`; half of them begin where a path does."""
+    yield from inputs.text_slices(rng, text, count - count // 2)
+    first = "<" if name == "scan_path" else "a"
+    for piece in inputs.text_slices(rng, text, count // 2):
+        yield piece[max(0, piece.find(first)) :]
+
+
 def play(rng: random.Random, size: float) -> Counter[str]:
     """One round."""
     counts: Counter[str] = Counter()
@@ -256,6 +266,12 @@ def play(rng: random.Random, size: float) -> Counter[str]:
     counts["canonical_mime_header_key"] += compare_calls("canonical_mime_header_key", ((key,) for key in keys))
     words = rng.choices(inputs.KEYS, k=number // 4)
     counts["canonical_mime_header_key"] += compare_calls("canonical_mime_header_key", ((key,) for key in words))
+    for name in ("scan_domain", "scan_path"):
+        number = share(30_000)
+        text = inputs.text_blob(rng, inputs.ADDRESSES, _BLOB)
+        starts = rng.choices(_STARTS, k=number)
+        some = _places(rng, text, name, number)
+        counts[name] += compare_calls(name, zip(some, starts, strict=True))
     number = share(40_000)
     blocks = _octets(rng, inputs.HEADERS, inputs.HEADER_LINES, number)
     limits = rng.choices(_STARTS, k=number), rng.choices(_FIELDS, k=number), rng.choices(_OCTETS, k=number)
