@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 
 import pytest
 from hypothesis import given, settings
@@ -97,6 +98,33 @@ def test_long_lines(length: int, answer: bytes, step: int) -> None:
     closed = answer.startswith(b"421")
     assert out == answer + (b"" if closed else b"250 2.0.0 OK\r\n")
     assert protocol.closing is closed
+
+
+@pytest.mark.parametrize("step", [100_000, 1000, 7])
+@pytest.mark.parametrize("verb", [b"BDAT 5", b"bdat", b"BDATX"])
+def test_a_long_bdat_ends_the_connection(verb: bytes, step: int) -> None:
+    """Its size cannot be known, and what follows may be the chunk."""
+    for length in (limits.COMMAND_LINE, limits.COMMAND_LINE + 1, limits.COMMAND_LINE_FLOOD + 1):
+        protocol = core()
+        line = verb.ljust(length - 2) + b"\r\nNOOP\r\n"
+        out = b"".join(drive(protocol, line[start : start + step])[0] for start in range(0, len(line), step))
+        if length > limits.COMMAND_LINE:
+            assert out == b"500 5.5.2 Line too long\r\n" and protocol.closing
+        elif verb == b"BDATX":
+            assert out == b"500 5.5.2 Command not recognized\r\n250 2.0.0 OK\r\n"
+
+
+def test_a_chunk_is_one_before_tls_and_when_turned_away() -> None:
+    said = b"BDAT 6\r\nQUIT\r\nBDAT 6 LAST\r\nNOOP\r\nBDAT 0 LAST\r\nBDAT\r\nQUIT\r\n"
+    protocol = ServerProtocol(ServerProfile(ServerOptions()))
+    protocol.greet(Reply(554, EnhancedCode(5, 7, 1), "no"))
+    protocol.data_to_send()
+    assert [line[:3] for line in drive(protocol, said)[0].splitlines()] == [b"503", b"503", b"503", b"501"]
+    assert protocol.closing
+    protocol = core(require_tls=True, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    assert [line[:3] for line in drive(protocol, said)[0].splitlines()] == [b"530", b"530", b"530", b"501"]
+    protocol = core(require_tls=True, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), chunking=False)
+    assert drive(protocol, b"BDAT 6\r\n")[0].startswith(b"530 ")
 
 
 def test_a_turned_away_client_may_only_quit() -> None:

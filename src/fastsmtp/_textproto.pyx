@@ -186,8 +186,11 @@ cdef inline const uint8_t *find(const uint8_t *octets, int octet, const uint8_t 
 
 cdef inline Py_ssize_t find_crlf(const uint8_t *octets, Py_ssize_t start, Py_ssize_t size) noexcept nogil:
     """Index of the next CR LF, or -1."""
-    cdef const uint8_t *p = octets + start
+    cdef const uint8_t *p
     cdef const uint8_t *limit = octets + size
+    if start >= size:  # C knows no pointer that far behind
+        return -1
+    p = octets + start
     while limit - p >= 2:
         p = find(p, c'\r', limit - 1)
         if p == NULL:
@@ -196,7 +199,6 @@ cdef inline Py_ssize_t find_crlf(const uint8_t *octets, Py_ssize_t start, Py_ssi
         if p[0] == c'\n':
             return p - octets - 1
     return -1
-
 
 
 cdef bytes owned(PyObject *raw, Py_ssize_t size):

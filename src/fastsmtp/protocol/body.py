@@ -44,20 +44,22 @@ class DataReceiver:
             self.ended = True
         else:
             end = len(data)
-        if self.refusal is not None:
-            return b"", end
+        # Judged by all that has come, not by this piece: the reason is the same however the octets were cut.
+        bare = decoder.bare_cr or decoder.bare_lf
         if decoder.size > self._limit > 0:
             self.refusal = TOO_LARGE
-        elif (decoder.bare_cr or decoder.bare_lf) and self._bare != "keep":
-            if self._bare == "normalize":
-                # A CR at the end of a chunk is held back by the decoder, so no CR LF is ever torn apart here.
-                return _BARE.sub(b"\r\n", payload), end
+        elif bare and self._bare == "reject":
             self.refusal = BARE_NEWLINE
         elif self._strict and decoder.has_nul:
             self.refusal = NUL_IN_MESSAGE
         elif self._strict and decoder.has_8bit and not self._eight_bit_ok:
             self.refusal = EIGHT_BIT_UNDECLARED
-        return (payload, end) if self.refusal is None else (b"", end)
+        if self.refusal is not None:
+            return b"", end
+        if bare and self._bare == "normalize":
+            # A CR at the end of a chunk is held back by the decoder, so no CR LF is ever torn apart here.
+            payload = _BARE.sub(b"\r\n", payload)
+        return payload, end
 
 
 class ChunkReceiver:
@@ -111,7 +113,7 @@ class ChunkReceiver:
         end = min(len(data), start + self.left)
         self.left -= end - start
         self.ended = self._last and not self.left
-        if self.refusal is not None:
+        if self.refusal is TOO_LARGE:
             return b"", end
         payload = data[start:end]
         if not self._binary:
@@ -125,14 +127,20 @@ class ChunkReceiver:
         self._cr = not self.ended and payload.endswith(b"\r")
         if self._cr:
             payload = payload[:-1]
-        lines = payload.count(b"\r\n")
-        if self._bare != "keep" and not (payload.count(b"\n") == lines == payload.count(b"\r")):
-            if self._bare == "normalize":
-                payload = _BARE.sub(b"\r\n", payload)
-            else:
-                self.refusal = BARE_NEWLINE
-        elif self._strict and b"\0" in payload:
-            self.refusal = NUL_IN_MESSAGE
-        elif self._strict and not (self._eight_bit_ok or payload.isascii()):
-            self.refusal = EIGHT_BIT_UNDECLARED
-        return payload if self.refusal is None else b""
+        bare = False
+        if self._bare != "keep":
+            lines = payload.count(b"\r\n")
+            bare = not (payload.count(b"\n") == lines == payload.count(b"\r"))
+        # As with DATA, a later piece may have the better reason.
+        reason = self.refusal
+        if bare and self._bare == "reject":
+            reason = BARE_NEWLINE
+        elif reason is not BARE_NEWLINE and self._strict:
+            if b"\0" in payload:
+                reason = NUL_IN_MESSAGE
+            elif reason is None and not (self._eight_bit_ok or payload.isascii()):
+                reason = EIGHT_BIT_UNDECLARED
+        self.refusal = reason
+        if reason is not None:
+            return b""
+        return _BARE.sub(b"\r\n", payload) if bare else payload

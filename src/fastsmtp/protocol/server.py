@@ -30,6 +30,7 @@ from ..reply import (
     EXPN_CANNOT,
     EXPN_NEEDS_ARGUMENT,
     HELLO_FIRST,
+    LINE_TOO_LONG,
     MAIL_FIRST,
     MESSAGE_OK,
     MIXED_WITH_BDAT,
@@ -101,8 +102,11 @@ class ServerProfile:
         self.hello: Final = Reply(250, EnhancedCode.NONE, options.domain)
         # RFC 3207 section 4: what a server that requires TLS still does without.
         self.commands: Final = _COMMANDS
-        before_tls = ("HELO", "EHLO", "LHLO", "STARTTLS", "NOOP", "RSET", "QUIT", "XCLIENT")
-        self.plaintext_commands: Final = {verb: _COMMANDS[verb] for verb in before_tls}
+        # BDAT is not done either, but its chunk is taken for one.
+        before_tls = ("HELO", "EHLO", "LHLO", "STARTTLS", "NOOP", "RSET", "QUIT", "XCLIENT", "BDAT")
+        self.plaintext_commands: Final = {
+            verb: _COMMANDS[verb] for verb in before_tls if verb != "BDAT" or options.chunking
+        }
         off = {
             verb for verb, on in (("BDAT", options.chunking), ("EXPN", options.expn), ("ETRN", options.etrn)) if not on
         }
@@ -202,15 +206,19 @@ class ServerProtocol(AccessProtocol):
             return self._discard_chunk() if self._discard else self._next_response()
         end, verb, argument, flags = scan_command(buffer, pos)
         if not end:
-            auth = buffer[pos : pos + 5].upper() == b"AUTH "
-            return self._unended_line(limits.AUTH_LINE if auth else limits.COMMAND_LINE)
+            word = buffer[pos : pos + 5].upper()
+            if word[:4] == b"BDAT" and len(buffer) - pos > limits.COMMAND_LINE and self._bdat_counts:
+                return self._unreadable("BDAT", LINE_TOO_LONG)
+            return self._unended_line(limits.AUTH_LINE if word == b"AUTH " else limits.COMMAND_LINE)
         self._pos = end
         if self.trace is not None:
             self.trace("C", b"***\r\n" if self._skipped else _masked(buffer[pos:end]))
         if (end - pos > limits.COMMAND_LINE and (verb != "AUTH" or end - pos > limits.AUTH_LINE)) or self._skipped:
+            if verb[:4] == "BDAT" and self._bdat_counts:
+                return self._unreadable(verb, LINE_TOO_LONG)
             return self._long_line(end - pos)
         if flags & (CONTROL | NOT_UTF8):
-            return self._refuse(BAD_CHARACTERS)
+            return self._unreadable(verb, BAD_CHARACTERS)
         handler = self._commands.get(verb)
         if handler is None:
             return self._unknown(verb)
@@ -218,6 +226,21 @@ class ServerProtocol(AccessProtocol):
             return handler(self, argument)
         except CommandError as error:
             return self._refuse(error.reply)
+
+    @property
+    def _bdat_counts(self) -> bool:
+        """BDAT is known here, and where the line begins is where it begins."""
+        return self._options.chunking and not self._skipped
+
+    def _unreadable(self, verb: str, reply: Reply) -> Event:
+        """Refuse a line whatever it says; behind a BDAT end the connection too.
+
+        Where its chunk ends cannot be known, so what follows cannot be told from commands.
+        """
+        self._refuse(reply)
+        if verb[:4] == "BDAT" and self._options.chunking:
+            self._close()
+        return ANSWERED
 
     def _unknown(self, verb: str) -> Event:
         if self._commands is _TURNED_AWAY:
@@ -315,6 +338,8 @@ class ServerProtocol(AccessProtocol):
         return ANSWERED
 
     def _no_recipients(self) -> Reply:
+        if self._commands is not self._profile.commands:
+            return BAD_SEQUENCE if self._commands is _TURNED_AWAY else TLS_REQUIRED
         if self.sender is None:
             return MAIL_FIRST if self.hello else HELLO_FIRST
         return NO_VALID_RECIPIENTS if self._tried_recipients else NO_RECIPIENTS
@@ -329,10 +354,7 @@ class ServerProtocol(AccessProtocol):
         try:
             size, last = parse_bdat(argument)
         except CommandError as error:
-            # Where this chunk ends cannot be known, so what follows cannot be told from commands.
-            self._refuse(error.reply)
-            self._close()
-            return ANSWERED
+            return self._unreadable("BDAT", error.reply)
         if not self.recipients:
             self._discard = size
             return ANSWERED if size else self._refuse(self._no_recipients())
@@ -475,7 +497,10 @@ _COMMANDS: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
     "QUIT": ServerProtocol._quit,
 }
 
-_TURNED_AWAY: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {"QUIT": ServerProtocol._quit}
+_TURNED_AWAY: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
+    "QUIT": ServerProtocol._quit,
+    "BDAT": ServerProtocol._bdat,  # to take its chunk for one
+}
 
 # Verbs of RFC 5321 and its elders that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
 _NOT_IMPLEMENTED: Final = frozenset({"TURN", "SEND", "SOML", "SAML"})
