@@ -683,8 +683,12 @@ async def refused(queue: PostgresQueue, claim: Claim) -> None:
         assert (caught.value.code, caught.value.enhanced_code) == (451, (4, 3, 0))
 
 
-def test_the_server_is_stopped_and_started(own: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_server_is_stopped_and_started(
+    own: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO, "fastsmtp.queue")
+    # Who waits may not have come to listen yet when the server stops.
+    monkeypatch.setattr("fastsmtp.delivery.queue.postgres.LONGEST_WAIT", 0.2)
 
     async def main() -> None:
         async with own.open(timeout=5) as queue:
