@@ -43,6 +43,7 @@ __all__ = [
     "NOT_AUTHORIZED",
     "NOT_IMPLEMENTED",
     "NO_ARGUMENTS",
+    "NO_HTTP",
     "NO_RECIPIENTS",
     "NO_VALID_RECIPIENTS",
     "NUL_IN_MESSAGE",
@@ -271,6 +272,7 @@ NUL_IN_MESSAGE: Final = _standard(550, "5.6.0", "NUL in message")
 EIGHT_BIT_UNDECLARED: Final = _standard(550, "5.6.1", "8-bit text without BODY=8BITMIME")
 HOOK_FAILED: Final = _standard(451, "4.3.0", "Local error in processing")
 TOO_MANY_ERRORS: Final = _standard(421, "4.7.0", "Too many errors")
+NO_HTTP: Final = _standard(421, "4.7.0", "This is no HTTP server")
 TOO_MANY_CONNECTIONS: Final = _standard(421, "4.7.0", "Too many connections, try again later")
 TIMED_OUT: Final = _standard(421, "4.4.2", "Timed out")
 SHUTTING_DOWN: Final = _standard(421, "4.3.2", "Service shutting down")
