@@ -5,13 +5,30 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from .. import limits
 from ..options import ServerOptions
-from ..reply import BARE_NEWLINE, EIGHT_BIT_UNDECLARED, NUL_IN_MESSAGE, TOO_LARGE, Reply
+from ..reply import BARE_NEWLINE, EIGHT_BIT_UNDECLARED, LONG_LINE_IN_MESSAGE, NUL_IN_MESSAGE, TOO_LARGE, Reply
 from ..textproto import DotDecoder
 
 __all__ = ["ChunkReceiver", "DataReceiver"]
 
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+
+
+class _Lines:
+    """How long the lines of a text are that comes in pieces, none of which ends between CR and LF."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self) -> None:
+        self._begun = 0  # octets of the line that has no end yet
+
+    def too_long(self, payload: bytes) -> bool:
+        """Tell whether a line that this piece is in is longer than may be (RFC 5321 4.5.3.1.6)."""
+        lines = payload.split(b"\r\n")
+        first = self._begun + len(lines[0])
+        self._begun = len(lines[-1]) if len(lines) > 1 else first
+        return max(first, *map(len, lines)) > limits.TEXT_LINE - 2
 
 
 class DataReceiver:
@@ -25,13 +42,14 @@ class DataReceiver:
         ended: the end of data has been seen.
     """
 
-    __slots__ = ("_bare", "_decoder", "_eight_bit_ok", "_limit", "_strict", "ended", "refusal")
+    __slots__ = ("_bare", "_decoder", "_eight_bit_ok", "_limit", "_lines", "_strict", "ended", "refusal")
 
     def __init__(self, options: ServerOptions, eight_bit_ok: bool) -> None:
         self._decoder = DotDecoder(keep_crlf=True)
         self._limit = options.max_message_bytes
         self._bare = options.bare_newlines
         self._strict = options.strict
+        self._lines = _Lines()
         self._eight_bit_ok = eight_bit_ok
         self.refusal: Reply | None = None
         self.ended = False
@@ -51,12 +69,16 @@ class DataReceiver:
         elif (decoder.bare_cr or decoder.bare_lf) and self._bare != "keep":
             if self._bare == "normalize":
                 # A CR at the end of a chunk is held back by the decoder, so no CR LF is ever torn apart here.
-                return _BARE.sub(b"\r\n", payload), end
-            self.refusal = BARE_NEWLINE
-        elif self._strict and decoder.has_nul:
-            self.refusal = NUL_IN_MESSAGE
-        elif self._strict and decoder.has_8bit and not self._eight_bit_ok:
-            self.refusal = EIGHT_BIT_UNDECLARED
+                payload = _BARE.sub(b"\r\n", payload)
+            else:
+                self.refusal = BARE_NEWLINE
+        if self._strict and self.refusal is None:
+            if decoder.has_nul:
+                self.refusal = NUL_IN_MESSAGE
+            elif decoder.has_8bit and not self._eight_bit_ok:
+                self.refusal = EIGHT_BIT_UNDECLARED
+            elif self._lines.too_long(payload):
+                self.refusal = LONG_LINE_IN_MESSAGE
         return (payload, end) if self.refusal is None else (b"", end)
 
 
@@ -78,6 +100,7 @@ class ChunkReceiver:
         "_eight_bit_ok",
         "_last",
         "_limit",
+        "_lines",
         "_size",
         "_strict",
         "ended",
@@ -91,6 +114,7 @@ class ChunkReceiver:
         self._strict = options.strict
         self._eight_bit_ok = eight_bit_ok
         self._binary = binary
+        self._lines = _Lines()
         self._size = 0
         self._cr = False  # a CR is held back until it is known whether LF follows
         self._last = False
@@ -131,8 +155,11 @@ class ChunkReceiver:
                 payload = _BARE.sub(b"\r\n", payload)
             else:
                 self.refusal = BARE_NEWLINE
-        elif self._strict and b"\0" in payload:
-            self.refusal = NUL_IN_MESSAGE
-        elif self._strict and not (self._eight_bit_ok or payload.isascii()):
-            self.refusal = EIGHT_BIT_UNDECLARED
+        if self._strict and self.refusal is None:
+            if b"\0" in payload:
+                self.refusal = NUL_IN_MESSAGE
+            elif not (self._eight_bit_ok or payload.isascii()):
+                self.refusal = EIGHT_BIT_UNDECLARED
+            elif self._lines.too_long(payload):
+                self.refusal = LONG_LINE_IN_MESSAGE
         return payload if self.refusal is None else b""
