@@ -134,7 +134,7 @@ def test_end_of_data_smuggling(policy: str, how: str) -> None:
 
 @pytest.mark.parametrize("chunking", [False, True])
 def test_smuggling_through_the_client(chunking: bool) -> None:
-    """SEC Consult, "SMTP Smuggling": the other half of the fault is a server that sends on what the next one misreads.
+    """VU#302671, SEC Consult's "SMTP Smuggling": the other half of the fault is a server that sends on what the next one misreads.
 
     What our client sends has no line end but CR LF and no dot at a line's beginning but a doubled one, so no server, strict or not,
     finds an end in it before ours.
@@ -296,7 +296,7 @@ def test_commands_injected_through_options(evil: str) -> None:
 
 @pytest.mark.parametrize("how", CUTS)
 def test_commands_injected_into_a_line(how: str) -> None:
-    """The server's half of the same: a line that another server splits at CR, LF or NUL is one command here, and is refused."""
+    """The server's half of the same (RFC 5321 2.3.8): a line that another server splits at CR, LF or NUL is one command here, and is refused."""
     for evil in (b"\n", b"\r", b"\n\r", b"\r\r", b"\0", b"\r\0\n"):
         for line in (b"MAIL FROM:<a@b.example>%bRCPT TO:<c@d.example>\r\n", b"NOOP%b" + GREETED, b"VRFY x%b\r\n"):
             codes, events = talk(core(), GREETED + line % evil + b"NOOP\r\n", how)

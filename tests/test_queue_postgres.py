@@ -723,6 +723,25 @@ def test_the_server_is_stopped_and_started(
     assert any("connected again" in record.getMessage() for record in caplog.records)
 
 
+def test_connections_are_bounded(place: Place, run: Runner) -> None:
+    def connected() -> int:
+        others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        return int(place.server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {others}"))
+
+    async def main() -> None:
+        before = connected()
+        async with place.open(connections=2) as queue:
+            await queue.put(ENVELOPE, b"x")
+            asked = [asyncio.ensure_future(queue.list()) for _ in range(200)]
+            assert (
+                before < await in_thread(connected) <= before + 5
+            )  # with the two that commit, and the one that listens
+            await asyncio.gather(*asked)
+            assert before < await in_thread(connected) <= before + 5
+
+    run(main)
+
+
 def test_connections_that_are_cut(place: Place, run: Runner) -> None:
     async def main() -> None:
         async with place.open() as queue:
