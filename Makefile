@@ -34,7 +34,7 @@ serve: $(VENV)/.installed  ## take mail on 127.0.0.1:8025 into ./Maildir (ARGS="
 	$(BIN)/python -m fastsmtp serve $(ARGS)
 
 test: $(VENV)/.installed  ## the tests
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed  ## kill storms, long runs
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
@@ -44,7 +44,7 @@ interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy
 
 coverage: $(VENV)/.installed  ## the tests with the coverage of src/fastsmtp
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest -q -p no:xdist $(ARGS)
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

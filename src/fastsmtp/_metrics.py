@@ -133,6 +133,9 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = (
+        128  # with the usual 5 a crowd makes the kernel drop who comes next, who tries again after a second
+    )
 
     def __init__(self, family: socket.AddressFamily, address: Any) -> None:
         self.address_family = family
