@@ -15,7 +15,7 @@ from .ledger import Ledger
 from .places import Place
 from .texts import message, stuffed
 
-__all__ = ["Client", "Interrupted", "State", "Wrong", "clients_of", "keep_going"]
+__all__ = ["Client", "Interrupted", "State", "Wrong", "clients_of", "keep_going", "keeper", "visitor"]
 
 _LINE: Final = re.compile(rb"(\d{3})([ -])[\x20-\xff]*\r\n")
 _ANSWER: Final = 120.0  # seconds for a reply: far longer than any that should be needed
@@ -62,6 +62,7 @@ class State:
         place: where it is.
         stops: how often it was stopped; a connection that ends is excused if this has changed since it began.
         down: it is stopped now.
+        killed: it may be killed at any moment, and what was not answered may be there or not.
         latencies: seconds from MAIL to the last reply, of each message that was not slow on purpose.
     """
 
@@ -70,6 +71,7 @@ class State:
         self.ledger: Final = ledger
         self.stops = 0
         self.down = False
+        self.killed = False
         self.latencies: Final[list[float]] = []
         self.context: Final = place.context() if place.ca else None
 
@@ -186,7 +188,9 @@ class Client:
         try:
             await way(self, number, recipients)
         except Interrupted as error:
-            if not error.answered and self._ended:
+            if not error.answered and self.state.killed:
+                ledger.unknown()
+            elif not error.answered and self._ended:
                 ledger.violation(f"{self.state.place.name}: message {number} was sent whole and never answered")
             else:
                 ledger.refused(number)
@@ -266,7 +270,7 @@ Way: TypeAlias = Callable[[Client, int, int], Awaitable[None]]
 _Pause: TypeAlias = Callable[[], Awaitable[None]]
 
 
-async def _keeper(state: State, way: Way, tls: bool, pause: _Pause, stop: asyncio.Event) -> None:
+async def keeper(state: State, way: Way, tls: bool, pause: _Pause, stop: asyncio.Event) -> None:
     """Many messages on one connection."""
     client = Client(state)
     await client.open()
@@ -287,7 +291,7 @@ async def _keeper(state: State, way: Way, tls: bool, pause: _Pause, stop: asynci
         client.abort()
 
 
-async def _visitor(state: State, way: Way, tls: bool, pause: _Pause, stop: asyncio.Event) -> None:
+async def visitor(state: State, way: Way, tls: bool, pause: _Pause, stop: asyncio.Event) -> None:
     """A connection for each message."""
     await pause()
     if stop.is_set() or state.down:
@@ -309,17 +313,17 @@ _Habit: TypeAlias = Callable[[State, Way, bool, _Pause, asyncio.Event], Awaitabl
 def clients_of(place: Place) -> Sequence[tuple[_Habit, Way, bool]]:
     """The honest clients of a server: how they come, how they send, and whether within STARTTLS."""
     common: list[tuple[_Habit, Way, bool]] = [
-        (_keeper, Client.plain, False),
-        (_keeper, Client.pipelined, False),
-        (_keeper, Client.chunks, False),
-        (_visitor, Client.plain, False),
-        (_visitor, Client.pipelined, False),
-        (_visitor, Client.chunks, False),
+        (keeper, Client.plain, False),
+        (keeper, Client.pipelined, False),
+        (keeper, Client.chunks, False),
+        (visitor, Client.plain, False),
+        (visitor, Client.pipelined, False),
+        (visitor, Client.chunks, False),
     ]
     if place.starttls:
-        common += [(_keeper, Client.pipelined, True), (_visitor, Client.plain, True)]
+        common += [(keeper, Client.pipelined, True), (visitor, Client.plain, True)]
     if not place.lmtp:
-        common.append((_visitor, Client.paced, False))
+        common.append((visitor, Client.paced, False))
     return common
 
 

@@ -49,6 +49,10 @@ class Ledger:
         if number in self._stored:
             self.violation(f"message {number} was refused, and is there")
 
+    def unknown(self) -> None:
+        """Nobody can tell: its server was killed."""
+        self.counts["unknown"] += 1
+
     def violation(self, text: str) -> None:
         """Something is wrong."""
         self.counts["violations"] += 1

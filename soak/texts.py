@@ -13,7 +13,7 @@ MARK: Final = b"X-Soak: "
 """How each message begins; whatever hostile clients send has another beginning."""
 
 _BEGIN: Final = re.compile(rb"X-Soak: (\d+) (text|large|binary)\r\n")
-_TRACE: Final = re.compile(rb"Return-Path: <[^\r\n>]*>\r\nReceived: [^\r\n]+\r\n(?:\t[^\r\n]+\r\n)+")
+_TRACE: Final = re.compile(rb"Return-Path: <[^\r\n>]*>\r\n(?:Received: [^\r\n]+\r\n(?:\t[^\r\n]+\r\n)+)+")
 _SIZES: Final = (10, 800, 2000, 4000, 4000, 4000, 4000, 9000)
 _LARGE: Final = 1_000_000
 _RARE: Final = ((500, _LARGE), (50, 200_000), (20, 70_000))  # one of so many has so many octets
