@@ -43,10 +43,16 @@ _TURNED_AWAY: Final = 0.05  # part of honest attempts that may meet a server tha
 
 
 class Soak:
-    """One run."""
+    """One run.
 
-    def __init__(self, folder: pathlib.Path, seconds: float, rate: float) -> None:
-        self.ledger: Final = Ledger()
+    Args:
+        rate: honest messages a second, about.
+        mutants: the hostile clients play dialogues at random instead of each its own trick, and no server is stopped.
+    """
+
+    def __init__(self, folder: pathlib.Path, seconds: float, rate: float, mutants: bool) -> None:
+        self.mutants: Final = mutants
+        self.ledger: Final = Ledger(strangers=mutants)
         self.seconds: Final = seconds
         self.rate: Final = rate
         self.servers: Final = plans(folder, 10 if seconds < _SHORT else 15)
@@ -63,7 +69,8 @@ class Soak:
                 await self._first(served)
                 self.base[served.place.name] = self._descriptors(served)
             hostile = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "soak.hostile", *(served.place.to_json() for served in self.servers)),
+                *(sys.executable, "-m", "soak.mutants" if self.mutants else "soak.hostile"),
+                *(served.place.to_json() for served in self.servers),
                 stdout=asyncio.subprocess.PIPE,
             )
             try:
@@ -105,7 +112,8 @@ class Soak:
         tasks.append(asyncio.ensure_future(self._watch(stop)))
         began = time.monotonic()
         await asyncio.sleep(self.seconds * 0.5)
-        await asyncio.gather(*map(self._restart, self.servers))
+        if not self.mutants:
+            await asyncio.gather(*map(self._restart, self.servers))
         await asyncio.sleep(max(0.0, self.seconds - (time.monotonic() - began)))
         stop.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 300)
@@ -241,11 +249,14 @@ def main() -> int:
     parser.add_argument(
         "--crowd", type=int, default=10_000, help="connections at one time, at the end; 0: none (%(default)s)"
     )
+    parser.add_argument(
+        "--mutants", action="store_true", help="hostile clients that play dialogues at random, with any cuts"
+    )
     parser.add_argument("--keep", metavar="DIR", help="work there and leave it; else in a temporary directory")
     arguments = parser.parse_args()
     folder = pathlib.Path(arguments.keep) if arguments.keep else pathlib.Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    soak = Soak(folder, arguments.seconds, arguments.rate)
+    soak = Soak(folder, arguments.seconds, arguments.rate, arguments.mutants)
     try:
         asyncio.run(soak.run())
         report = soak.judge()

@@ -105,6 +105,11 @@ class Raw:
             self.received += data
         return self.received
 
+    def end(self) -> None:
+        """Say nothing more."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
     async def ask(self, command: bytes, code: bytes) -> None:
         await self.send(command + b"\r\n")
         await self.due(code)

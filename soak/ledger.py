@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Final
 
-from .texts import the_number_in
+from .texts import MARK, the_number_in
 
 __all__ = ["Ledger"]
 
@@ -21,9 +21,13 @@ class Ledger:
     Attributes:
         counts: how often what happened.
         violations: what must not be, the first of them.
+
+    Args:
+        strangers: others may have messages stored too, which are only counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, strangers: bool = False) -> None:
+        self._strangers: Final = strangers
         self.counts: Final[collections.Counter[str]] = collections.Counter()
         self.violations: Final[list[str]] = []
         self._numbers: Final = itertools.count(1)
@@ -68,6 +72,9 @@ class Ledger:
             with open(path, "rb") as file:
                 text = file.read()
             os.unlink(path)
+            if self._strangers and MARK not in text:
+                self.counts["strangers"] += 1
+                continue
             try:
                 number = the_number_in(text)
             except ValueError as error:

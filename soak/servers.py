@@ -159,6 +159,14 @@ def certificate(folder: pathlib.Path) -> tuple[str, str]:
     return str(ca), str(issued)
 
 
+def _users(folder: pathlib.Path) -> str:
+    """A file of users with one in it."""
+    path = str(folder / "users")
+    command = [sys.executable, "-m", "fastsmtp", "passwd", "--stdin", "--iterations", "4096", path, "user"]
+    subprocess.run(command, input=b"secret\n", check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return path
+
+
 def plans(folder: pathlib.Path, patience: int) -> list[Served]:
     """One server of each kind.
 
@@ -173,9 +181,10 @@ def plans(folder: pathlib.Path, patience: int) -> list[Served]:
         return Served(place, folder / place.name, [*common, *arguments], folder / f"{place.name}.log")
 
     tls = ["--tls-cert", issued]
-    limits = ["--max-connections", "400", "--max-connections-per-address", "150"]
+    smtp = [*tls, "--max-connections", "400", "--max-connections-per-address", "150", "--allow-xforward", "loopback"]
+    smtp += ["--auth-file", _users(folder), "--allow-insecure-auth", "--auth-failure-delay", "0.1"]
     return [
-        served(Place("smtp", starttls=True, ca=ca, patience=patience, most=400, most_of_one=150), *tls, *limits),
+        served(Place("smtp", starttls=True, ca=ca, patience=patience, most=400, most_of_one=150), *smtp),
         served(
             Place("smtps", tls=True, proxy=True, ca=ca, patience=patience),
             *(*tls, "--implicit-tls", "--proxy", "loopback", "--workers", "2", "--loop", "asyncio"),
