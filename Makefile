@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 JOBS ?= auto
+SECONDS ?= 3600
 COMPILED := $(patsubst %.pxd,%.py,$(wildcard src/fastsmtp/protocol/*.pxd))
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi src/fastsmtp/protocol/*.pxd) $(COMPILED)
 
-.PHONY: help serve test test-slow interop coverage lint types bench bench-smoke wheels ci clean
+.PHONY: help serve test test-slow interop soak soak-nightly faults coverage lint types bench bench-smoke wheels ci clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,15 @@ test-slow: $(VENV)/.installed  ## kill storms, long runs
 
 interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, nodemailer, Go and aiosmtplib, where they are installed
 	$(BIN)/python -m pytest -m interop --timeout 300 $(ARGS)
+
+soak: $(VENV)/.installed  ## honest and hostile clients against the real server for an hour (SECONDS=...)
+	$(BIN)/python -m soak --seconds $(SECONDS) $(ARGS)
+
+soak-nightly: SECONDS = 300
+soak-nightly: soak  ## the same for five minutes
+
+faults: $(VENV)/.installed  ## system calls that fail, full disks, killed processes, clocks that jump, cut connections; tells how many
+	$(BIN)/python -m pytest -m '' -rP --timeout 600 tests/test_faults.py tests/test_cut_off.py tests/test_interposed.py tests/test_disturbed.py $(ARGS)
 
 coverage: $(VENV)/.installed  ## the tests with the coverage of src/fastsmtp
 	rm -f .coverage .coverage.*
