@@ -14,7 +14,8 @@ import pytest
 
 from fastsmtp import Client, ClientOptions, DeliverBy, EnhancedCode, MailParams, RcptParams, Reply, Server, SMTPError
 from fastsmtp.delivery import QueueBackend, QueueSession, RelayAccess
-from fastsmtp.delivery.queue import Envelope, QueuedMessage, SQLiteQueue
+from fastsmtp.delivery.intake import BUSY, COURTESY
+from fastsmtp.delivery.queue import Envelope, QueuedMessage, SQLiteQueue, Target
 from fastsmtp.delivery.schedule import Schedule
 from fastsmtp.errors import ConfigurationError
 from fastsmtp.protocol.xforward import XClient, XForward
@@ -348,5 +349,33 @@ def test_the_disk_gives_the_pace(run: Runner, tmp_path: Path) -> None:
                 writer.write(b".\r\n")
                 assert (await reader.readline()).startswith(b"250 ")
                 writer.close()
+
+    run(main)
+
+
+def test_deliveries_stand_back_while_mail_comes_in(run: Runner, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with SQLiteQueue(tmp_path / "queue") as queue:
+            backend = QueueBackend(queue, StaticRoutes({}))
+            target = Envelope("", (Target("a@x.example", "x.example"),))
+            await backend.calm()
+            release = asyncio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                await release.wait()
+                yield BODY
+
+            puts = [asyncio.create_task(backend.store(target, slow())) for _ in range(BUSY)]
+            await asyncio.sleep(0)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await backend.calm()  # only for a moment: some go on
+            assert loop.time() - began >= COURTESY * 0.9
+            waiting = asyncio.create_task(backend.calm())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            release.set()
+            await asyncio.gather(*puts)
+            await waiting
 
     run(main)

@@ -53,7 +53,6 @@ def manage(arguments: argparse.Namespace) -> int:
     changes = arguments.action in _CHANGES
     if changes and bool(arguments.ids) == (arguments.all or arguments.destination is not None):
         arguments.refuse("either IDs, or --destination, or --all is needed")
-    logging.getLogger("fastsmtp.queue").setLevel(logging.CRITICAL)  # one line says it
     try:
         return asyncio.run(_run(arguments))
     except (ConfigurationError, QueueError) as error:
@@ -122,7 +121,7 @@ async def _opened(place: str) -> AsyncIterator[_Queues]:
                 queues[number] = await _open(spools, number)
                 stack.push_async_callback(queues[number].aclose)
         else:
-            queues[-1] = await stack.enter_async_context(PostgresQueue(place))
+            queues[-1] = await stack.enter_async_context(PostgresQueue(place, logger=_silent()))
         yield _Queues(queues)
 
 
@@ -135,12 +134,19 @@ async def _open(spools: Spools, number: int) -> QueueConsole:
             await remote.connect()
             return remote
         try:
-            return SQLiteQueue(spools.queue(number), min_free=0)
+            return SQLiteQueue(spools.queue(number), min_free=0, logger=_silent())
         except QueueInUse:
             # It is being opened or closed, or another `fastsmtp queue` looks at it.
             if time.monotonic() > until:
                 raise
             await asyncio.sleep(_PAUSE)
+
+
+def _silent() -> logging.Logger:
+    """What goes wrong is said once, by whoever asked for it."""
+    logger = logging.getLogger("fastsmtp.manage")
+    logger.setLevel(logging.CRITICAL + 1)
+    return logger
 
 
 # What is shown

@@ -278,7 +278,7 @@ class _Relaying(Running):
             workers = relay.arguments.workers
             orphans = [each for each in relay.spools.numbers() if each >= workers and each % workers == worker]
             self._tasks.extend(asyncio.create_task(self._adopt(each)) for each in orphans)
-        self.backend = QueueBackend(
+        self.backend = backend = QueueBackend(
             queue,
             self._routes,
             schedule=relay.schedule,
@@ -286,6 +286,7 @@ class _Relaying(Running):
             domain=relay.arguments.domain,
             prefix=prefix,
         )
+        self._deliver(queue, prefix, backend.calm)
         self._tasks.append(asyncio.create_task(self._sample()))
 
     async def stop(self, timeout: float) -> None:
@@ -309,7 +310,6 @@ class _Relaying(Running):
         if self._worker:
             logger.addFilter(_says_no_warning)  # the first worker says what all of them find
         queue = await self._stack.enter_async_context(self._relay.database(logger))
-        self._deliver(queue, "")
         return queue
 
     async def _open_spool(self, number: int) -> SQLiteQueue:
@@ -333,17 +333,16 @@ class _Relaying(Running):
                 await asyncio.sleep(_PAUSE)
         await self._stack.enter_async_context(queue)
         await self._stack.enter_async_context(QueueControl(queue, spools.control(number)))
-        self._deliver(queue, join_id(number, ""))
         return queue
 
     async def _adopt(self, number: int) -> None:
         """Deliver what is in the queue of a worker that there is no more."""
         try:
-            await self._open_spool(number)
+            self._deliver(await self._open_spool(number), join_id(number, ""))
         except (ConfigurationError, QueueError) as error:
             _LOG.error("what is in queue %d is not delivered: %s", number, error)
 
-    def _deliver(self, queue: Queue, prefix: str) -> None:
+    def _deliver(self, queue: Queue, prefix: str, courtesy: Callable[[], Awaitable[None]] | None = None) -> None:
         relay = self._relay
         arguments = relay.arguments
         observer: DeliveryObserver | None = None
@@ -360,6 +359,7 @@ class _Relaying(Running):
             concurrency=arguments.concurrency,
             per_destination=arguments.per_destination,
             lease=arguments.lease,
+            courtesy=courtesy,
             observer=observer,
         )
         worker.start()

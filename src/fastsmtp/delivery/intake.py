@@ -8,6 +8,7 @@ the message's size.  A full queue answers 452, one whose storage fails 451.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -20,7 +21,7 @@ from fastsmtp.reply import EnhancedCode, Reply
 from fastsmtp.session import DataContext, DataReader, DefaultBackend, DefaultSession, Session
 
 from .loops import MAX_HOPS, LoopGuard
-from .queue import Envelope, Queue, Target
+from .queue import Body, Envelope, Queue, Target
 from .routes import Routes
 from .schedule import Schedule
 from .trace import ReceivedWriter, date_time
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from .access import RelayAccess
 
 __all__ = ["QueueBackend", "QueueSession"]
+
+BUSY: Final = 4
+"""Messages that are being stored at a time from which on mail comes in faster than delivery should disturb."""
+
+COURTESY: Final = 0.05
+"""Seconds for which a delivery stands back then, at most: so a part of them goes on whatever comes in."""
 
 _DEFAULT_SCHEDULE: Final = Schedule()
 _NOT_OURS: Final = Reply(458, EnhancedCode(4, 7, 1), "Nothing is queued for you to ask for")
@@ -82,6 +89,34 @@ class QueueBackend(DefaultBackend):
         self.clock: Final = clock
         self._second = -1
         self._date = ""
+        self._storing = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    async def store(self, envelope: Envelope, body: Body) -> str:
+        """`Queue.put`, which deliveries by `calm` stand back for."""
+        self._storing += 1
+        try:
+            return await self.queue.put(envelope, body)
+        finally:
+            self._storing -= 1
+            if self._waiting and self._storing < BUSY:
+                for each in self._waiting:
+                    if not each.done():
+                        each.set_result(None)
+
+    async def calm(self) -> None:
+        """Wait as long as mail comes in fast, but only for a moment.  A worker's `courtesy`: a burst is taken before it is delivered."""
+        if self._storing < BUSY:
+            return
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        timer = loop.call_later(COURTESY, _wake, waiter)
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiting.discard(waiter)
 
     def date(self, now: float) -> str:
         """A date-time for Received, made once a second."""
@@ -145,10 +180,10 @@ class QueueSession(DefaultSession):
         if reader.complete:
             body = reader.read_nowait()
             guard.feed(body)
-            id = await backend.queue.put(envelope, head + body)
+            id = await backend.store(envelope, head + body)
         else:
             async with aclosing(_stream(head, reader, guard)) as pieces:
-                id = await backend.queue.put(envelope, pieces)
+                id = await backend.store(envelope, pieces)
         return Reply(250, EnhancedCode(2, 0, 0), f"Ok: queued as {backend.prefix}{id}")
 
     def envelope(self, context: DataContext, now: float) -> Envelope:
@@ -210,6 +245,11 @@ async def _stream(head: bytes, reader: DataReader, guard: LoopGuard) -> AsyncGen
         first = False
     if first:
         yield head
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _origin(context: DataContext) -> dict[str, str]:
