@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("delivery",),
     (
         "_arguments",
+        "_relayarguments",
         "_passwd",
         "_send",
         "_memory",
@@ -36,7 +37,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "_listen",
         "_supervise",
         "_metrics",
+        "_application",
+        "_mailbox",
+        "_spools",
+        "_deliverylog",
+        "_relay",
         "_serve",
+        "_managearguments",
+        "_manage",
     )
     + ("cli", "__main__"),
 )

@@ -684,12 +684,16 @@ def test_the_process_for_metrics_is_replaced_and_ends_with_its_parent() -> None:
 
 def test_every_counter_has_a_metric() -> None:
     from fastsmtp._board import FIELDS
-    from fastsmtp._metrics import COUNTERS
+    from fastsmtp._metrics import COUNTERS, GAUGES
+    from fastsmtp._relay import FIGURES
 
-    assert set(COUNTERS) | {"connections"} == set(FIELDS)
-    page = (pathlib.Path(__file__).parent.parent / "docs" / "operation.md").read_text()
+    assert sorted([*COUNTERS, *GAUGES]) == sorted([*FIELDS, *(each.name for each in FIGURES)])
+    folder = pathlib.Path(__file__).parent.parent / "docs"
+    page = (folder / "operation.md").read_text() + (folder / "relay.md").read_text()
     for name, _ in COUNTERS.values():
         assert f"`fastsmtp_{name}_total`" in page, name
+    for name, _ in GAUGES.values():
+        assert f"`fastsmtp_{name}`" in page, name
 
 
 # Logs
