@@ -70,11 +70,13 @@ types: $(VENV)/.installed-dev  ## mypy --strict, and the stub of the extension a
 
 bench: $(VENV)/.installed-dev  ## the measurements, against what peers the machine can have
 	$(BIN)/python -m bench.e2e $(ARGS)
+	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.micro
 	$(BIN)/python -m bench.callgrind
 
 bench-smoke: $(VENV)/.installed-dev  ## a few seconds of the same
 	$(BIN)/python -m bench.e2e --smoke $(ARGS)
+	$(BIN)/python -m bench.relay --rounds 1 --messages 200 --sessions 5
 	$(BIN)/python -m pytest bench -m '' -q --benchmark-min-rounds=2 --benchmark-max-time=0.05
 
 wheels: $(VENV)/.installed-dev  ## sdist, pure wheel and binary wheel in dist/

@@ -222,7 +222,7 @@ PEERS = (
         "Postfix",
         frozenset({"durable"}),
         frozenset(),
-        lambda setup: [sys.executable, str(HERE / "postfix_accept.py"), str(setup.port), str(setup.store)],
+        lambda setup: [sys.executable, str(HERE / "postfix_queue.py"), str(setup.port), str(setup.store)],
         _needs(programs=("postfix",), root=True),
         share=0.25,
     ),
