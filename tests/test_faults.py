@@ -35,6 +35,7 @@ from fastsmtp import (
     ServerOptions,
     limits,
 )
+from fastsmtp.channel import PEER_IS_DEAF
 from fastsmtp.protocol import ServerProtocol
 from fastsmtp.reception import Reception
 from fastsmtp.session import HookResult
@@ -277,6 +278,25 @@ def test_a_deaf_peer_is_bounded_and_dropped(run: Runner, command: str) -> None:
                 await until(lambda: not server.counters.connections)
                 with pytest.raises(ConnectionError):
                     await deaf.send(b"NOOP\r\n" * 1000)
+
+    run(main)
+
+
+def test_what_a_deaf_peer_has_not_taken_is_forgotten(run: Runner) -> None:
+    """Dropped, it is told so by RST at once: the kernel must not keep trying for minutes, with all that is in its buffers."""
+
+    async def main() -> None:
+        async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:0", write_timeout=7) as server:
+            deaf = Deaf()
+            conn = await deaf.connect(server)
+            clock = Clock(server)
+            with deaf.sock:
+                deaf.sock.send(b"HELP\r\n" * 10_000)  # all of it is read: else closing would send RST in any case
+                await until(lambda: conn._holds & PEER_IS_DEAF)
+                assert deaf.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                clock.advance(8)
+                await until(lambda: not server.counters.connections)
+                assert deaf.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
     run(main)
 

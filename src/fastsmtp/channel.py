@@ -8,8 +8,11 @@ timers here: a connection keeps the moment at which its patience ends, and the s
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import select
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -363,6 +366,7 @@ class Channel(asyncio.Protocol):
         elif self._holds & (ENDING | PEER_IS_DEAF | AT_THE_GATE):
             if self._holds & (ENDING | AT_THE_GATE) == AT_THE_GATE:
                 self._server.counters.proxy_failures += 1
+            _drop_unsent(self._transport)
             self._transport.abort()
         elif self._task is not None:
             settle = self._settle
@@ -457,6 +461,18 @@ class Channel(asyncio.Protocol):
 
 def no_answer(reply: Reply | None) -> None:
     """reset and logout answer nobody."""
+
+
+def _drop_unsent(transport: asyncio.Transport) -> None:
+    """Let the kernel forget what the peer has not taken when the connection is closed, and send RST.
+
+    Else it keeps trying for minutes (tcp_orphan_retries, tcp(7)), with all that its buffers hold, and the peer may not even learn of it.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or not hasattr(os, "dup"):
+        return
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as twin:
+        twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _hung_up(transport: asyncio.Transport) -> bool:
