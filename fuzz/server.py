@@ -108,8 +108,10 @@ class _Peer:
                 self.text.append(event.payload)
             elif event.payload:
                 raise Failure(f"payload of a refused message: {event!r}")
+            else:
+                self.text.clear()
             if event.ended:
-                self.messages.append((b"".join(self.text) if event.refusal is None else b"", event.refusal))
+                self.messages.append((b"".join(self.text), event.refusal))
                 self.text.clear()
             return
         self.events.append(event)
@@ -204,7 +206,7 @@ def drive(case: Case, pieces: Sequence[Sequence[bytes]], late: bool = False) -> 
     return Outcome(
         peer.events,
         peer.messages,
-        b"".join(peer.text) if protocol.in_body and protocol.refusal is None else b"",
+        b"".join(peer.text) if protocol.in_body else b"",
         b"".join(peer.out),
         (
             protocol.closing,
