@@ -14,7 +14,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from typing import Final
 
@@ -29,7 +29,7 @@ from fastsmtp.sasl import LoginClient, PlainClient
 from . import dialogues
 from .engine import Failure, main
 
-__all__ = ["STEPS", "Case", "Outcome", "compare", "drive", "play"]
+__all__ = ["STEPS", "Case", "Outcome", "alone", "compare", "drive", "play"]
 
 _EXTENSIONS: Final = [
     b"PIPELINING", b"SIZE 1000", b"SIZE", b"8BITMIME", b"SMTPUTF8", b"CHUNKING", b"BINARYMIME", b"DSN", b"STARTTLS",
@@ -53,6 +53,27 @@ _OTHERS: Final = [
 ]  # fmt: skip
 
 
+_FINALS: Final = [*([b"250 2.0.0 ok\r\n"] * 8), b"250 ok\r\n", b"250-two\r\n250 lines\r\n", b"251 2.1.5 forwarded\r\n"] + [
+    b"550 5.1.1 nobody\r\n", b"450 4.2.0 later\r\n", b"552-5.3.4 too\r\n552 5.3.4 large\r\n",
+]  # fmt: skip
+_EHLO: Final = [
+    b"250-mx.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 1000\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250-DSN\r\n"
+    b"250-STARTTLS\r\n250-AUTH PLAIN LOGIN\r\n250-XFORWARD NAME ADDR\r\n250 XCLIENT NAME ADDR LOGIN\r\n",
+    b"250-mx.example\r\n250-CHUNKING\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n",
+    b"250-mx.example\r\n250 PIPELINING\r\n",
+    b"250 mx.example\r\n",
+]
+_BY_VERB: Final = {
+    "": [b"220 mx.example ready\r\n"] * 9 + [b"220-a\r\n220 b\r\n", b"554 no\r\n"],
+    "EHLO": _EHLO,
+    "LHLO": _EHLO,
+    "STARTTLS": [b"220 2.0.0 go\r\n", b"454 4.7.0 no\r\n"],
+    "AUTH": [b"235 2.7.0 in\r\n", b"334 VXNlcm5hbWU6\r\n", b"334 \r\n", b"535 5.7.8 no\r\n"],
+    "XCLIENT": [b"220 mx.example ready\r\n", b"550 no\r\n"],
+    "QUIT": [b"221 2.0.0 bye\r\n"],
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A client that does these things whenever it has nothing else to do, and what the server answers to each of its lines.
@@ -60,12 +81,16 @@ class Case:
     Attributes:
         lmtp, pipelining: what the client is.
         script: numbers of `_STEPS`, and what chooses their arguments.
-        answers: the server's octets; one is given for each command of the client's.
+        rolls: what chooses the server's answers, one for each that is due.
+        strange: how many of a thousand answers are some of `answers`; the others fit the command.
+        answers: octets.
     """
 
     lmtp: bool
     pipelining: bool
     script: tuple[tuple[int, int], ...]
+    rolls: tuple[int, ...]
+    strange: int
     answers: tuple[bytes, ...]
 
 
@@ -91,9 +116,10 @@ _TEXT: Final = [b"", b"x", b"line\r\n", b".\r\n", b"\n.\n", b"\r", b"\n", b"..",
 
 
 def _transaction(protocol: ClientProtocol, number: int) -> Transaction:
-    recipients = [(_NAMES[(number >> 3) % len(_NAMES)], _RCPTS[number % 4])] + [_NAMES[number % 6]] * (number % 3)
+    recipients = [(_NAMES[(number >> 3) % len(_NAMES)] if number & 64 else "a@b", _RCPTS[number % 4])]
+    more = [f"{each}@x.example" for each in range(number >> 7 & 3)]
     return protocol.transaction(
-        _NAMES[number % len(_NAMES)], recipients, _PARAMS[number % len(_PARAMS)], chunking=number & 16 != 0
+        _NAMES[number % 9], [*recipients, *more], _PARAMS[number % len(_PARAMS)], chunking=number & 16 != 0
     )
 
 
@@ -132,7 +158,7 @@ class _Peer:
         self.case = case
         self.cut = cut
         self.protocol = ClientProtocol(lmtp=case.lmtp, hello_name="client.example", pipelining=case.pipelining)
-        self.answers = iter(case.answers)
+        self.rolls = iter(case.rolls)
         self.steps = iter(case.script)
         self.events: list[object] = []
         self.done: list[Command] = []
@@ -144,23 +170,40 @@ class _Peer:
     def run(self) -> None:
         """Until both have nothing more to say."""
         protocol = self.protocol
-        said = next(self.answers, b"")
         while True:
+            # One reply for each that is due.  What nothing asked for comes alone: whether it is taken for the answer to the next command
+            # would depend on the cut.
+            said = b"".join([self.answer(command) for command in protocol._sent])
+            if not said:
+                said = self.unasked()
             for piece in self.cut(said):
                 if not self.hear(piece):
                     return
-            while True:
+            sent = protocol.data_to_send()
+            while not (sent or protocol._sent or protocol.closing or not self.step()):
                 sent = protocol.data_to_send()
-                if sent or protocol.closing or not self.step():
-                    break
-            if protocol.closing:
-                return
             self.written.append(sent)
-            # One reply for each command that has none; where LMTP has more, the others come later.  What nothing asked for comes alone:
-            # whether it is taken for the answer to the next command would depend on the cut.
-            said = b"".join([next(self.answers, b"") for _ in range(max(1, len(protocol._sent)))])
-            if not (sent or said):
+            if protocol.closing or not (sent or said):
                 return
+
+    def unasked(self) -> bytes:
+        return _GOOD[0] if next(self.rolls, 1) % 100 == 0 else b""
+
+    def answer(self, command: Command) -> bytes:
+        """What the server answers to a command."""
+        roll = next(self.rolls, None)
+        if roll is None:
+            return b""
+        if roll % 1000 < self.case.strange:
+            return self.case.answers[roll % len(self.case.answers)]
+        verb = command.verb
+        if verb == "DATA" and command.last and command.envelope is not None and self.protocol.lmtp:
+            due = command.envelope.accepted - len(command.replies)
+            return b"".join([_FINALS[(roll + each) % len(_FINALS)] for each in range(due)])
+        if verb == "DATA" and not command.last:
+            return b"354 go on\r\n" if roll % 10 else b"554 5.5.1 no\r\n"
+        pool = _BY_VERB.get(verb, _FINALS)
+        return pool[roll // 1000 % len(pool)] if verb not in ("EHLO", "LHLO") or roll % 20 else b"502 what\r\n"
 
     def hear(self, piece: bytes) -> bool:
         """Take octets; whether the exchange goes on."""
@@ -249,31 +292,31 @@ def drive(case: Case, cut: Callable[[bytes], Sequence[bytes]]) -> Outcome:
     )
 
 
-def _hello(rng: random.Random) -> bytes:
+def alone(answer: bytes) -> bool:
+    """Nothing comes behind the first line: whether that is an answer to the next command would depend on the cut."""
+    return b"\n" not in answer[:-1]
+
+
+def hello(rng: random.Random) -> bytes:
+    """An answer to EHLO."""
     lines = [b"mx.example hi", *rng.choices(_EXTENSIONS, k=rng.choice((0, 1, 3, 6, 10)))]
     return b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
 
 
 def case(rng: random.Random) -> Case:
     """A client and a server; most of what both say is right."""
-    answers = [
-        rng.choice((b"220 mx.example ready\r\n",) * 9 + (b"554 no\r\n", b"220-a\r\n220 b\r\n", b"421 no\r\n")),
-        _hello(rng),
-    ]
-    strange = rng.choice((0.0, 0.1, 0.3, 0.5))
-    for _ in range(rng.choice((5, 12, 30))):
-        kind = rng.random()
-        answers.append(
-            rng.choice(_OTHERS) if kind < strange else _hello(rng) if kind < strange + 0.02 else rng.choice(_GOOD)
-        )
-    if rng.random() < 0.1:
-        place = rng.randrange(len(answers))
-        spoiled = b"".join(dialogues.spoil(rng, [answers[place]], [[b"250-x\r\n"]]))
-        if spoiled.count(b"\n") <= answers[place].count(b"\n"):
+    answers = rng.choices(_OTHERS, k=20) + [hello(rng), rng.choice(_GOOD)]
+    for place in range(6):
+        spoiled = b"".join(dialogues.spoil(rng, [rng.choice(_GOOD + _OTHERS)], [[b"250-x\r\n"]]))
+        if alone(spoiled):
             answers[place] = spoiled
     steps = [(0, 0)] if rng.random() < 0.97 else []
-    steps += [(rng.randrange(len(_STEPS)), rng.randrange(1 << 16)) for _ in range(rng.choice((1, 3, 6, 12)))]
-    return Case(rng.random() < 0.3, rng.random() < 0.8, tuple(steps), tuple(answers))
+    for _ in range(rng.choice((1, 3, 6, 12))):
+        step = rng.randrange(len(_STEPS)) if rng.random() < 0.5 else 2
+        steps.append((step, rng.randrange(1 << 16)))
+    rolls = tuple(rng.choices(range(1 << 20), k=rng.choice((8, 25, 60))))
+    strange = rng.choice((0, 0, 20, 100, 300))
+    return Case(rng.random() < 0.3, rng.random() < 0.8, tuple(steps), rolls, strange, tuple(answers))
 
 
 def difference(one: Outcome, other: Outcome) -> str:
@@ -318,11 +361,11 @@ def smaller(case: Case) -> Case:
     while changed:
         changed = False
         shorter = [
-            Case(case.lmtp, case.pipelining, case.script[:place] + case.script[place + 1 :], case.answers)
-            for place in range(len(case.script))
-        ] + [
-            Case(case.lmtp, case.pipelining, case.script, case.answers[:place] + case.answers[place + 1 :])
-            for place in range(len(case.answers))
+            *(
+                replace(case, script=case.script[:place] + case.script[place + 1 :])
+                for place in range(len(case.script))
+            ),
+            *(replace(case, rolls=case.rolls[:place] + case.rolls[place + 1 :]) for place in range(len(case.rolls))),
         ]
         for each in shorter:
             if fails(each):

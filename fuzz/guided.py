@@ -81,9 +81,10 @@ def _client(data: bytes) -> None:
         return
     script = tuple((data[place] % client.STEPS, data[place + 1] * 257) for place in range(1, 7, 2))
     answers = tuple(data[7:].split(b"|"))
-    case = client.Case(data[0] & 1 == 1, data[0] & 2 == 0, ((0, 0), *script), answers)
+    rolls = range(1000, 1000 + len(answers))  # the answers one after the other
+    case = client.Case(data[0] & 1 == 1, data[0] & 2 == 0, ((0, 0), *script), tuple(rolls), 1000, answers)
     client.drive(case, lambda said: [said] if said else [])
-    if not any(each.count(b"\n") > 1 for each in answers):
+    if all(client.alone(each) for each in answers):
         client.compare(case, [lambda said: [said[place : place + 1] for place in range(len(said))]])
 
 
