@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 JOBS ?= auto
-BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi)
+SECONDS ?= 3600
+COMPILED := $(patsubst %.pxd,%.py,$(wildcard src/fastsmtp/protocol/*.pxd))
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi src/fastsmtp/protocol/*.pxd) $(COMPILED)
 
-.PHONY: help serve test test-slow interop coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
+.PHONY: help serve test test-slow interop soak soak-nightly faults coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +35,7 @@ serve: $(VENV)/.installed  ## take mail on 127.0.0.1:8025 into ./Maildir (ARGS="
 	$(BIN)/python -m fastsmtp serve $(ARGS)
 
 test: $(VENV)/.installed  ## the tests
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed  ## kill storms, long runs
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
@@ -41,9 +43,18 @@ test-slow: $(VENV)/.installed  ## kill storms, long runs
 interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, nodemailer, Go and aiosmtplib, where they are installed
 	$(BIN)/python -m pytest -m interop --timeout 300 $(ARGS)
 
+soak: $(VENV)/.installed  ## honest and hostile clients against the real server for an hour (SECONDS=...)
+	$(BIN)/python -m soak --seconds $(SECONDS) $(ARGS)
+
+soak-nightly: SECONDS = 300
+soak-nightly: soak  ## the same for five minutes
+
+faults: $(VENV)/.installed  ## system calls that fail, full disks, killed processes, clocks that jump, cut connections; tells how many
+	$(BIN)/python -m pytest -m '' -rP --timeout 600 tests/test_faults.py tests/test_cut_off.py tests/test_interposed.py tests/test_disturbed.py $(ARGS)
+
 coverage: $(VENV)/.installed  ## the tests with the coverage of src/fastsmtp
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest -q -p no:xdist $(ARGS)
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
@@ -69,9 +80,8 @@ build/fuzz/dotscan%: fuzz/dotscan.c src/fastsmtp/_dotscan.h
 	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DFASTSMTP_SCAN$(subst -,_,$*) -I src/fastsmtp fuzz/dotscan.c -o $@
 
 DOTSCAN := build/fuzz/dotscan-NATIVE build/fuzz/dotscan-VECTOR build/fuzz/dotscan-WORD
-SECONDS ?= 600
 
-fuzz: $(VENV)/.installed-dev $(DOTSCAN)  ## each harness for SECONDS (600), and coverage-guided where there is atheris
+fuzz: $(VENV)/.installed-dev $(DOTSCAN)  ## each harness for SECONDS, and coverage-guided where there is atheris
 	$(BIN)/python -m fuzz.twins --jobs 0 --seconds $(SECONDS) $(ARGS)
 	$(BIN)/python -m fuzz.server --jobs 0 --seconds $(SECONDS) $(ARGS)
 	$(BIN)/python -m fuzz.client --jobs 0 --seconds $(SECONDS) $(ARGS)
@@ -111,4 +121,4 @@ ci:  ## what the gate runs
 	bash .ci/run
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build dist htmlcov .coverage* src/*.egg-info src/fastsmtp/*.so src/fastsmtp/_textproto.c
+	rm -rf $(VENV) build dist htmlcov .coverage* src/*.egg-info src/fastsmtp/*.so src/fastsmtp/protocol/*.so src/fastsmtp/_textproto.c

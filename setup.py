@@ -48,11 +48,20 @@ def extensions() -> list:
         return []
     from Cython.Build import cythonize
 
-    flags = [] if sys.platform == "win32" else ["-O3"]
-    module = Extension(
+    flags = [] if sys.platform == "win32" else ["-O3", "-g0"]
+    twin = Extension(
         "fastsmtp._textproto", ["src/fastsmtp/_textproto.pyx"], depends=["src/fastsmtp/_dotscan.h"], extra_compile_args=flags
     )
-    return cythonize([module], build_dir="build", compiler_directives={"language_level": 3})
+    # As they stand: see src/fastsmtp/protocol/_source.py.
+    protocol = [
+        Extension(f"fastsmtp.protocol.{name}", [f"src/fastsmtp/protocol/{name}.py"], extra_compile_args=flags)
+        for name in ("lines", "access", "server")
+    ]
+    directives = {"language_level": 3}
+    as_it_stands = directives | {"binding": False, "annotation_typing": False}
+    return cythonize([twin], build_dir="build", compiler_directives=directives) + cythonize(
+        protocol, build_dir="build", include_path=["src"], compiler_directives=as_it_stands
+    )
 
 
 setup(ext_modules=extensions())

@@ -11,10 +11,12 @@ import sys
 import tempfile
 
 import fastsmtp
+import fastsmtp.protocol.server
 
 expected = sys.argv[1]
 assert expected == fastsmtp.IMPLEMENTATION, (expected, fastsmtp.IMPLEMENTATION)
 assert "site-packages" in fastsmtp.__file__, fastsmtp.__file__
+assert fastsmtp.protocol.server.__file__.endswith(".py") is (expected == "pure"), fastsmtp.protocol.server.__file__
 with tempfile.TemporaryDirectory() as folder:
     server = subprocess.Popen(
         [sys.executable, "-m", "fastsmtp", "serve", "--port", "0", "--maildir", f"{folder}/Maildir"],

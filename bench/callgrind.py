@@ -39,6 +39,8 @@ CALLS = {
     "encode 64 KB": ("e, text = t.DotEncoder(), block(ORDINARY)", "e.feed(text)", 200),
     "header of 13 fields": ("", "t.parse_header_block(HEADER)", 2000),
     "scan a command": ("", "t.scan_command(COMMAND)", 5000),
+    "scan a path": ("", "t.scan_path(ARGUMENT, 5)", 5000),
+    "scan a domain": ("", "t.scan_domain(DOMAIN)", 5000),
     "find a line": ("", "t.find_line(COMMAND)", 5000),
     "encode a reply": ("", "t.encode_reply(250, '2.1.0', 'Sender ok')", 5000),
     "parse a reply of 5 lines": ("", "t.parse_response(RESPONSE)", 5000),

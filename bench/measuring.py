@@ -20,7 +20,7 @@ from typing import Any
 from .servers import Peer, Setup, tool
 from .workloads import Workload
 
-__all__ = ["Failed", "Place", "Reading", "Run", "free_port", "measure", "read", "running"]
+__all__ = ["Failed", "Place", "Reading", "Run", "free_port", "measure", "read", "running", "wait_for"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -136,7 +136,7 @@ def read(pid: int) -> Reading:
     return Reading(*(sum(getattr(each, field.name) for each in readings) for field in dataclasses.fields(Reading)))
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until the server greets."""
     deadline = time.monotonic() + 30
     while True:
@@ -164,7 +164,7 @@ def running(peer: Peer, setup: Setup) -> Iterator[subprocess.Popen[bytes]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for(setup.port, process)
+        wait_for(setup.port, process)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)

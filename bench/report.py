@@ -197,9 +197,9 @@ def publish(folder: pathlib.Path) -> None:
             title, _, rest = text.partition("\n\n")
             text = f"{title}\n\n![{each.workload.title}](performance/{picture.name})\n\n{rest}"
         parts.append(f"{text}\nMeasured on {each.machine}.\n")
-    micro = folder / "micro.md"
-    if micro.exists():
-        parts.append(micro.read_text())
+    for page_of in ("relay.md", "micro.md"):
+        if (folder / page_of).exists():
+            parts.append((folder / page_of).read_text())
     page.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from fastsmtp import _textproto_py
 
-from .texts import COMMAND, HEADER, MESSAGE, ORDINARY, RESPONSE, STUFFED, block
+from .texts import ARGUMENT, COMMAND, DOMAIN, HEADER, MESSAGE, ORDINARY, RESPONSE, STUFFED, block
 
 LIMIT = "limit of the machine: "
 LINES = {"ordinary": ORDINARY, "stuffed": STUFFED}
@@ -121,6 +121,30 @@ def test_scan_command_by_split(benchmark: Any) -> None:
         return verb.upper(), argument.strip(" ")
 
     measure(benchmark, scan, len(COMMAND), "scan a command", "bytes.decode and partition")
+
+
+_PATH = re.compile(r"<([^\s<>@]+@[A-Za-z0-9._-]+)>")
+
+
+def test_scan_path(benchmark: Any, twin: ModuleType) -> None:
+    assert twin.scan_path(ARGUMENT, 5) == ("alice@example.org", 24)
+    measure(benchmark, lambda: twin.scan_path(ARGUMENT, 5), 19, "scan a path", twin)
+
+
+def test_scan_path_by_re(benchmark: Any) -> None:
+    """With an expression that lets much pass."""
+
+    def scan() -> tuple[str, int]:
+        match = _PATH.match(ARGUMENT, 5)
+        assert match is not None
+        return match[1], match.end()
+
+    measure(benchmark, scan, 19, "scan a path", "re")
+
+
+def test_scan_domain(benchmark: Any, twin: ModuleType) -> None:
+    assert twin.scan_domain(DOMAIN) == len(DOMAIN)
+    measure(benchmark, lambda: twin.scan_domain(DOMAIN), len(DOMAIN), "scan a domain", twin)
 
 
 def test_encode_reply(benchmark: Any, twin: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COMMAND", "HEADER", "MESSAGE", "ORDINARY", "RESPONSE", "STUFFED", "block"]
+__all__ = ["ARGUMENT", "COMMAND", "DOMAIN", "HEADER", "MESSAGE", "ORDINARY", "RESPONSE", "STUFFED", "block"]
 
 CHUNK = 65536
 ORDINARY = b"The quick brown fox jumps over the lazy dog, and nobody knows why it does so\r\n"
@@ -27,6 +27,8 @@ HEADER = (
     b"\r\n"
 )
 COMMAND = b"MAIL FROM:<alice@example.org> SIZE=4096\r\n"
+ARGUMENT = "FROM:<alice@example.org> SIZE=4096"
+DOMAIN = "mail-out-17.mx.example.org"
 RESPONSE = b"250-mx.example.net\r\n250-PIPELINING\r\n250-SIZE 33554432\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
 MESSAGE = ORDINARY * 52 + b".\r\n"  # 4 KB with its end
 

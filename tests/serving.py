@@ -50,15 +50,15 @@ class Serving:
 @contextmanager
 def serving(
     *arguments: str,
+    command: str = "serve",
     stdout: int | None = None,
     launcher: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Serving]:
-    """The command while it runs; `launcher` is what the command line is given to, more `environment` is added to ours."""
-    command = [*launcher, sys.executable, "-m", "fastsmtp", "serve", *arguments]
+    """The command while it runs, `serve` or `relay`; `launcher` is what the command line is given to, more `environment` is added to ours."""
     process = subprocess.Popen(
-        command,
+        [*launcher, sys.executable, "-m", "fastsmtp", command, *arguments],
         stderr=subprocess.PIPE,
         stdout=stdout,
         text=True,

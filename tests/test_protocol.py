@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import ssl
 
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsmtp import EnhancedCode, Reply, ServerOptions, limits
+from fastsmtp._vocabulary import VERBS
+from fastsmtp.extensions import Offer
 from fastsmtp.protocol import Body, Hello, MailFrom, RcptTo, Reset, ServerProfile, ServerProtocol, Verify
+from fastsmtp.protocol.events import Auth, StartTLS
+
+from .dialogue import CUTS, cut
 
 
 def core(**fields: object) -> ServerProtocol:
@@ -125,6 +131,122 @@ def test_a_chunk_is_one_before_tls_and_when_turned_away() -> None:
     assert [line[:3] for line in drive(protocol, said)[0].splitlines()] == [b"530", b"530", b"530", b"501"]
     protocol = core(require_tls=True, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), chunking=False)
     assert drive(protocol, b"BDAT 6\r\n")[0].startswith(b"530 ")
+
+
+@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("length", [limits.COMMAND_LINE + 1, limits.COMMAND_LINE_FLOOD - 100])
+def test_the_tail_of_a_long_line_is_not_run(length: int, how: str) -> None:
+    """Neither what stands behind the limit nor what other line ends would make of it (RFC 5321 4.5.3.1.9)."""
+    evil = b"\nQUIT\n\rQUIT\r\0QUIT " + b"MAIL FROM:<a@b>\n"
+    protocol = core()
+    line = b"NOOP " + b"x" * length + evil + b"\r\n"
+    out, events = b"", []
+    for piece in cut(b"EHLO x.example\r\n" + line + b"RCPT TO:<c@d>\r\nNOOP\r\n", how):
+        more, those = drive(protocol, piece)
+        out += more
+        events += those
+    assert [each[:3] for each in out.splitlines() if each[3:4] == b" "] == [b"250", b"500", b"503", b"250"]
+    assert not any(isinstance(event, MailFrom) for event in events) and not protocol.quit
+
+
+def everything() -> ServerProtocol:
+    """All extensions turned on, for a peer that may use them."""
+    options = ServerOptions(
+        max_errors=0,
+        dsn=True,
+        requiretls=True,
+        deliverby=1,
+        mt_priority="",
+        rrvs=True,
+        future_release=60,
+        no_soliciting="",
+        advertise_limits=True,
+        advertise_help=True,
+        vrfy=True,
+        expn=True,
+        etrn=True,
+    )
+    protocol = ServerProtocol(ServerProfile(options))
+    protocol.offer = Offer(options, tls_available=True, auth=("PLAIN", "LOGIN"), xforward=True, xclient=True)
+    protocol.greet()
+    protocol.data_to_send()
+    return protocol
+
+
+RUBBISH = [
+    "", " ", "    ", " x", " <", " >", " <>", " :", " =", " FROM:", " TO:", " FROM:<", " TO:<>", " FROM:<a@b> =",
+    " -1", " 0 LAST x", " *",
+    " =x",
+    " " + "<" * 500, " FROM:" + "@a," * 300, " " + "x=y " * 300, " \u00e9", " \u2028", " a b c d", " [", " [IPv6:", " ++", " NAME=", "\tx", ":",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hello", ["", "EHLO x.example\r\n", "EHLO x.example\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"])
+@pytest.mark.parametrize("verb", [*VERBS, "XFORWARD", "XCLIENT", "TURN", "FOO", ""])
+def test_every_verb_bare_with_blanks_and_with_rubbish(verb: str, hello: str) -> None:
+    for argument in RUBBISH:
+        protocol = everything()
+        drive(protocol, hello.encode())
+        out, events = drive(protocol, f"{verb}{argument}\r\n".encode())
+        if protocol.closing:
+            assert len(re.findall(rb"^\d\d\d ", out, re.MULTILINE)) == 1
+            continue
+        if protocol.in_body:  # a chunk of nothing, or DATA
+            assert out.startswith(b"354 ")
+            continue
+        waits = any(isinstance(event, Auth | StartTLS) for event in events)
+        assert waits or len(re.findall(rb"^\d\d\d ", out, re.MULTILINE)) == 1, (argument, out)
+        if not waits:
+            assert drive(protocol, b"NOOP\r\n")[0] in (b"250 2.0.0 OK\r\n", b"501 5.5.2 Cannot decode base64\r\n"), (
+                argument
+            )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "command"),
+    [
+        ("STARTTLS", "STARTTLS"),
+        ("AUTH", "AUTH PLAIN ="),
+        ("CHUNKING", "BDAT 0"),
+        ("VRFY", "VRFY x"),
+        ("EXPN", "EXPN x"),
+        ("ETRN", "ETRN x.example"),
+        ("HELP", "HELP"),
+        ("XFORWARD", "XFORWARD NAME=x"),
+        ("XCLIENT", "XCLIENT NAME=x"),
+        ("SIZE", "MAIL FROM:<a@b> SIZE=1"),
+        ("8BITMIME", "MAIL FROM:<a@b> BODY=8BITMIME"),
+        ("BINARYMIME", "MAIL FROM:<a@b> BODY=BINARYMIME"),
+        ("SMTPUTF8", "MAIL FROM:<\u00e9@b> SMTPUTF8"),
+        ("DSN", "MAIL FROM:<a@b> RET=FULL ENVID=x"),
+        ("DELIVERBY", "MAIL FROM:<a@b> BY=60;R"),
+        ("MT-PRIORITY", "MAIL FROM:<a@b> MT-PRIORITY=1"),
+        ("FUTURERELEASE", "MAIL FROM:<a@b> HOLDFOR=1"),
+        ("NO-SOLICITING", "MAIL FROM:<a@b> SOLICIT=a.b:c"),
+    ],
+)
+def test_advertised_means_implemented(keyword: str, command: str) -> None:
+    """And what is not advertised is refused; but VRFY, EXPN and HELP may be there all the same (RFC 5321 4.1.1.8)."""
+    protocol = everything()
+    ehlo, _ = drive(protocol, b"EHLO x.example\r\n")
+    assert keyword in {line[4:].split()[0].decode() for line in ehlo.splitlines()[1:]}
+    protocol.receive_data(command.encode() + b"\r\n")
+    event = protocol.next_event()
+    assert event is not None
+    if protocol.awaiting_reply:
+        protocol.reply()
+    assert protocol.data_to_send()[:3] not in (b"500", b"502", b"504", b"555")
+    least = core(
+        chunking=False,
+        binarymime=False,
+        smtputf8=False,
+        max_errors=0,
+    )
+    ehlo, _ = drive(least, b"EHLO x.example\r\n")
+    offered = {line[4:].split()[0].decode() for line in ehlo.splitlines()[1:]}
+    assert offered == {"PIPELINING", "8BITMIME", "SIZE", "ENHANCEDSTATUSCODES"}
+    if keyword not in {*offered, "VRFY", "HELP"}:
+        assert drive(least, command.encode() + b"\r\n")[0][:3] in (b"502", b"501", b"553", b"555")
 
 
 def test_a_turned_away_client_may_only_quit() -> None:

@@ -683,8 +683,12 @@ async def refused(queue: PostgresQueue, claim: Claim) -> None:
         assert (caught.value.code, caught.value.enhanced_code) == (451, (4, 3, 0))
 
 
-def test_the_server_is_stopped_and_started(own: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_server_is_stopped_and_started(
+    own: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO, "fastsmtp.queue")
+    # Who waits may not have come to listen yet when the server stops.
+    monkeypatch.setattr("fastsmtp.delivery.queue.postgres.LONGEST_WAIT", 0.2)
 
     async def main() -> None:
         async with own.open(timeout=5) as queue:
@@ -717,6 +721,25 @@ def test_the_server_is_stopped_and_started(own: Place, caplog: pytest.LogCapture
     asyncio.run(main())
     assert 0 < sum("connect failed" in record.getMessage() for record in caplog.records) < 10
     assert any("connected again" in record.getMessage() for record in caplog.records)
+
+
+def test_connections_are_bounded(place: Place, run: Runner) -> None:
+    def connected() -> int:
+        others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        return int(place.server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {others}"))
+
+    async def main() -> None:
+        before = connected()
+        async with place.open(connections=2) as queue:
+            await queue.put(ENVELOPE, b"x")
+            asked = [asyncio.ensure_future(queue.list()) for _ in range(200)]
+            assert (
+                before < await in_thread(connected) <= before + 5
+            )  # with the two that commit, and the one that listens
+            await asyncio.gather(*asked)
+            assert before < await in_thread(connected) <= before + 5
+
+    run(main)
 
 
 def test_connections_that_are_cut(place: Place, run: Runner) -> None:

@@ -27,6 +27,7 @@ from fastsmtp import ConnectionState, DataContext, MailParams, RcptParams, Reply
 from fastsmtp._arguments import CLI_MESSAGE_BYTES
 from fastsmtp._logs import RECIPIENTS, EventLog, configure
 from fastsmtp._serve import _service
+from fastsmtp.authfile import AuthFile
 from fastsmtp.cli import build_parser, main
 
 from .certificates import Authority
@@ -44,8 +45,7 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 def add_user(path: pathlib.Path, name: str, password: str) -> str:
     """Set a password, quickly computed; the file's path."""
-    done = run("passwd", str(path), name, "--stdin", "--iterations", "4096", stdin=f"{password}\n")
-    assert done.returncode == 0, done.stderr
+    AuthFile(path, missing_ok=True).add(name, password, iterations=4096)
     return str(path)
 
 
@@ -145,26 +145,38 @@ def test_a_contradiction_is_one_line_and_exit_code_2(
         ("--tls-cert CERT --tls-client-ca BAD", "cannot use the authorities in BAD: "),
         ("--auth-file /no/users --allow-insecure-auth", "cannot read /no/users: No such file or directory"),
         ("--auth-file BAD --allow-insecure-auth", "BAD:1: not of the form "),
-        ("--fd 99", "cannot listen on file descriptor 99: Bad file descriptor"),
-        ("--fd 0", "cannot listen on file descriptor 0: "),  # a pipe
+        ("--fd 9999", "cannot listen on file descriptor 9999: Bad file descriptor"),
+        ("--fd PIPE", "cannot listen on file descriptor PIPE: "),
         ("--systemd", "systemd has given no sockets: is there a .socket unit of the same name?"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_1(
-    tmp_path: pathlib.Path, authority: Authority, options: str, reason: str
+    tmp_path: pathlib.Path,
+    authority: Authority,
+    options: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("fastsmtp._logs.configure", lambda form, verbose: None)  # it would take the handlers of the tests
+    ours, theirs = os.pipe()
     names = {
         "CERT": str(authority.issue()),
         "OTHER": str(authority.issue("other.example")),
         "BAD": str(tmp_path / "bad"),
+        "PIPE": str(ours),
     }
     (tmp_path / "bad").write_text("nothing of the kind")
     for name, path in names.items():
         options, reason = options.replace(name, path), reason.replace(name, path)
     port = () if "--fd" in options or "--systemd" in options else ("--port", "0")
-    done = run("serve", "--discard", *port, *options.split())
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert done.stderr.startswith(f"fastsmtp: {reason}")
+    try:
+        assert main(["serve", "--discard", *port, *options.split()]) == 1
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastsmtp: {reason}")
 
 
 def test_a_busy_port_for_metrics() -> None:
@@ -672,12 +684,16 @@ def test_the_process_for_metrics_is_replaced_and_ends_with_its_parent() -> None:
 
 def test_every_counter_has_a_metric() -> None:
     from fastsmtp._board import FIELDS
-    from fastsmtp._metrics import COUNTERS
+    from fastsmtp._metrics import COUNTERS, GAUGES
+    from fastsmtp._relay import FIGURES
 
-    assert set(COUNTERS) | {"connections"} == set(FIELDS)
-    page = (pathlib.Path(__file__).parent.parent / "docs" / "operation.md").read_text()
+    assert sorted([*COUNTERS, *GAUGES]) == sorted([*FIELDS, *(each.name for each in FIGURES)])
+    folder = pathlib.Path(__file__).parent.parent / "docs"
+    page = (folder / "operation.md").read_text() + (folder / "relay.md").read_text()
     for name, _ in COUNTERS.values():
         assert f"`fastsmtp_{name}_total`" in page, name
+    for name, _ in GAUGES.values():
+        assert f"`fastsmtp_{name}`" in page, name
 
 
 # Logs

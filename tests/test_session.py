@@ -23,8 +23,10 @@ from fastsmtp import (
     MessageAborted,
     RcptParams,
     Reply,
+    Server,
     SMTPError,
 )
+from fastsmtp.session import HookResult, streaming
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -193,3 +195,38 @@ def test_defaults() -> None:
     assert (session.sender, session.recipients) == ("a@b", ["c@d"])
     session.reset()
     assert (session.sender, session.recipients) == (None, [])
+
+
+class Sometimes(DefaultSession):
+    """Answers a whole message at once, and reads another one in pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[int] = []
+
+    @streaming
+    def data(self, reader: DataReader, context: DataContext) -> HookResult:
+        return Reply(250, message="at once") if reader.complete else self._read(reader)
+
+    async def _read(self, reader: DataReader) -> Reply:
+        async for piece in reader:
+            self.pieces.append(len(piece))
+        return Reply(250, message="in pieces")
+
+
+@pytest.mark.parametrize(("size", "answer"), [(50, b"at once"), (1_000_000, b"in pieces")])
+def test_a_plain_hook_that_streams(size: int, answer: bytes) -> None:
+    session = Sometimes()
+
+    async def scenario() -> None:
+        async with Server(DefaultBackend(lambda: session), addr="127.0.0.1:0") as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"EHLO a\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+            await reader.readuntil(b"354")
+            writer.write((b"x" * 48 + b"\r\n") * (size // 50) + b".\r\nQUIT\r\n")
+            assert answer in await reader.read()
+            writer.close()
+
+    asyncio.run(scenario())
+    assert sum(session.pieces) == (size if size > 50 else 0)
+    assert len(session.pieces) > 1 or size == 50

@@ -423,6 +423,44 @@ def test_shutdown_finishes_what_runs(run: Runner) -> None:
     run(main)
 
 
+def test_shutdown_has_a_hard_deadline(run: Runner) -> None:
+    """Who comes late is not served, and a message that does not end keeps nobody for ever: its hook is told."""
+    told: list[str] = []
+    begun = asyncio.Event()
+
+    class Waiting(DefaultSession):
+        async def data(self, reader: DataReader, context: DataContext) -> None:
+            begun.set()
+            try:
+                await reader.read()
+            except (MessageAborted, asyncio.CancelledError):
+                told.append("broken off")
+                raise
+            told.append("whole")
+
+        def logout(self) -> None:
+            told.append("logout")
+
+    async def main() -> None:
+        server = Server(DefaultBackend(Waiting), addr="127.0.0.1:0")
+        await server.start()
+        port = server.port
+        async with Client(server) as client:
+            await client.envelope()
+            client.writer.write((b"x" * 98 + b"\r\n") * 1_000)
+            await begun.wait()
+            stopping = asyncio.ensure_future(server.shutdown(0.05))
+            await asyncio.sleep(0)
+            with pytest.raises(OSError):
+                await asyncio.open_connection("127.0.0.1", port)
+            await stopping
+            assert b"250" not in await client.reader.read()
+        assert sorted(told) == ["broken off", "logout"]
+        assert server.counters.messages == server.counters.connections == 0
+
+    run(main)
+
+
 def test_close_does_not_wait_for_a_stubborn_hook(run: Runner) -> None:
     begun = asyncio.Event()
     go = asyncio.Event()

@@ -18,13 +18,7 @@ from fastsmtp import (
     RcptParams,
     Server,
 )
-
-
-class Plain(DefaultSession):
-    """Plain hooks."""
-
-    def data(self, reader: DataReader, context: DataContext) -> None:
-        reader.read_nowait()
+from fastsmtp.delivery import DiscardSession
 
 
 class Async(DefaultSession):
@@ -57,7 +51,14 @@ class Users(DefaultBackend):
         return self.factory() if (username, password) == ("user", "secret") else None
 
 
-HOOKS = {"plain": Plain, "async": Async, "stream": Stream, "traced": Plain}
+class Whole(DefaultSession):
+    """The message as one piece."""
+
+    def data(self, reader: DataReader, context: DataContext) -> None:
+        reader.read_nowait()
+
+
+HOOKS = {"plain": DiscardSession, "async": Async, "stream": Stream, "whole": Whole, "traced": DiscardSession}
 
 
 async def main(options: argparse.Namespace) -> None:

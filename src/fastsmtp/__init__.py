@@ -1,9 +1,11 @@
 """fastsmtp: an asyncio SMTP and LMTP server, with its per-byte work compiled.
 
-from fastsmtp import DefaultBackend, DefaultSession, Server
+A server in two lines:
 
-async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:2525"):
-    ...
+    from fastsmtp import DefaultBackend, DefaultSession, Server
+
+    async with Server(DefaultBackend(DefaultSession), addr="127.0.0.1:2525"):
+        ...
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``fastsmtp serve`` takes, and what of it contradicts itself."""
+"""What ``fastsmtp serve`` takes, most of it ``fastsmtp relay`` too, and what of it contradicts itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import Any, Final
 
 from . import limits
 
-__all__ = ["CLI_MESSAGE_BYTES", "add_arguments", "contradiction", "number"]
+__all__ = [
+    "CLI_MESSAGE_BYTES",
+    "Given",
+    "add_arguments",
+    "add_behaviour",
+    "add_places",
+    "contradiction",
+    "networks",
+    "number",
+    "seconds",
+]
 
 CLI_MESSAGE_BYTES = 2 * 1024 * 1024 * 1024
 """The command's default for --max-message-bytes: what it does with a message needs no memory, however large that is."""
@@ -31,14 +41,16 @@ def number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
     return number
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """What takes a time, 0 or more."""
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"0 or more is needed, not {text}")
     return value
 
 
-def _networks(text: str) -> tuple[str, ...]:
+def networks(text: str) -> tuple[str, ...]:
+    """What takes a network, an address, ``unix`` or ``loopback``."""
     from .errors import ConfigurationError
     from .networks import Networks
 
@@ -60,7 +72,7 @@ def _place(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"a port, or host:port, is needed: {error}") from None
 
 
-class _Given(argparse.Action):
+class Given(argparse.Action):
     """Stores a value, and that it was given: with others it may contradict what its default does not."""
 
     def __call__(
@@ -76,19 +88,26 @@ class _Given(argparse.Action):
 
 def add_arguments(serve: argparse.ArgumentParser) -> None:
     """Add the options of ``fastsmtp serve``."""
-    serve.set_defaults(given=())
-    _add_places(serve)
+    add_places(serve)
+    _add_mailbox(serve)
+    add_behaviour(serve)
+
+
+def add_behaviour(serve: argparse.ArgumentParser) -> None:
+    """Add the options that say how a server behaves, whatever it does with the mail."""
     _add_protocol(serve)
     _add_security(serve)
     _add_limits(serve)
     _add_running(serve)
 
 
-def _add_places(serve: argparse.ArgumentParser) -> None:
+def add_places(serve: argparse.ArgumentParser) -> None:
+    """Add the options that say where a server listens."""
+    serve.set_defaults(given=())
     listen = serve.add_argument_group("where to listen")
-    listen.add_argument("--host", action=_Given, default="127.0.0.1", help="address to listen on (%(default)s)")
+    listen.add_argument("--host", action=Given, default="127.0.0.1", help="address to listen on (%(default)s)")
     listen.add_argument(
-        "--port", action=_Given, type=number(0, 65535), default=8025, help="0 picks a free one (%(default)s)"
+        "--port", action=Given, type=number(0, 65535), default=8025, help="0 picks a free one (%(default)s)"
     )
     instead = listen.add_mutually_exclusive_group()
     instead.add_argument("--unix", metavar="PATH", help="listen on this Unix socket instead")
@@ -99,6 +118,8 @@ def _add_places(serve: argparse.ArgumentParser) -> None:
         "--systemd", action="store_true", help="take connections from the sockets of a systemd .socket unit"
     )
 
+
+def _add_mailbox(serve: argparse.ArgumentParser) -> None:
     deliver = serve.add_argument_group("what to do with a message")
     where = deliver.add_mutually_exclusive_group()
     where.add_argument("--maildir", metavar="DIR", default="./Maildir", help="store it there (%(default)s)")
@@ -106,7 +127,7 @@ def _add_places(serve: argparse.ArgumentParser) -> None:
     where.add_argument("--print", action="store_true", help="accept it and print it")
     deliver.add_argument(
         "--line-end",
-        action=_Given,
+        action=Given,
         choices=("crlf", "lf"),
         default="crlf",
         help="store lines as sent, or as Unix has them (%(default)s)",
@@ -161,7 +182,7 @@ def _add_security(serve: argparse.ArgumentParser) -> None:
         ("--allow-xclient", "may say XCLIENT, and so be whom they want"),
         ("--proxy", "must begin with a PROXY header (version 1 or 2)"),
     ):
-        trust.add_argument(option, metavar="NET", type=_networks, action="extend", default=[], help=text)
+        trust.add_argument(option, metavar="NET", type=networks, action="extend", default=[], help=text)
 
 
 def _add_limits(serve: argparse.ArgumentParser) -> None:
@@ -178,14 +199,16 @@ def _add_limits(serve: argparse.ArgumentParser) -> None:
         ("--min-body-rate", "N", limits.MIN_BODY_RATE, "octets a second of a message, or its sender is cut"),
     ):
         most.add_argument(option, metavar=metavar, type=count, default=default, help=f"{text} (%(default)s)")
-    for option, seconds, text in (
+    for option, default_seconds, text in (
         ("--read-timeout", limits.READ_TIMEOUT, "waiting for a command, and silence within a message"),
         ("--write-timeout", limits.WRITE_TIMEOUT, "a client that does not read its replies"),
         ("--greeting-delay", 0.0, "before the greeting; who talks before it is turned away"),
         ("--error-delay", 0.0, "before refused commands are answered"),
         ("--auth-failure-delay", 1.0, "before a failed login is answered, doubled with each, 10 at most"),
     ):
-        most.add_argument(option, metavar="SECONDS", type=_seconds, default=seconds, help=f"{text} (%(default)s)")
+        most.add_argument(
+            option, metavar="SECONDS", type=seconds, default=default_seconds, help=f"{text} (%(default)s)"
+        )
 
 
 def _add_running(serve: argparse.ArgumentParser) -> None:
@@ -199,7 +222,7 @@ def _add_running(serve: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--drain-timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=30.0,
         help="at SIGTERM, for what runs (%(default)s)",
     )
@@ -223,7 +246,7 @@ def _places(arguments: argparse.Namespace) -> str | None:
         for name in ("host", "port"):
             if used and name in given:
                 return f"--{name} has no meaning with --{instead}: the socket has its address"
-    if "line_end" in given and (arguments.discard or arguments.print):
+    if arguments.command == "serve" and "line_end" in given and (arguments.discard or arguments.print):
         return "--line-end needs --maildir"
     tcp = arguments.unix is None and arguments.fd is None and not arguments.systemd
     if arguments.lmtp and tcp and arguments.port == _LMTP_FORBIDDEN_PORT:

@@ -1,4 +1,4 @@
-"""What ``fastsmtp serve`` writes to standard error while it runs: records as text or as JSON."""
+"""What a server writes to standard error while it runs: records as text or as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .reply import Reply
     from .session import DataContext
 
-__all__ = ["RECIPIENTS", "EventLog", "TraceLog", "configure", "silence"]
+__all__ = ["RECIPIENTS", "EventLog", "TraceLog", "configure", "log_event", "silence"]
 
 RECIPIENTS: Final = 20
 """Recipients of a message that its record names; their number is there in any case."""
@@ -107,14 +107,14 @@ class EventLog(Observer):
     def connected(self, conn: Conn) -> None:
         """A client is welcome."""
         self._open[conn] = _Visit(time.monotonic())
-        _log("connected", _where(conn), _tls(conn))
+        log_event("connected", _where(conn), _tls(conn))
 
     def disconnected(self, conn: Conn) -> None:
         """It is gone: how long it was there, and how many messages were answered."""
         visit = self._open.pop(conn, None)
         if visit is not None:
             seconds = round(time.monotonic() - visit.began, 3)
-            _log("disconnected", _where(conn), {"seconds": seconds, "messages": visit.messages})
+            log_event("disconnected", _where(conn), {"seconds": seconds, "messages": visit.messages})
 
     def message(self, conn: Conn, context: DataContext | None, reply: Reply | None, octets: int) -> None:
         """A message was answered."""
@@ -134,19 +134,19 @@ class EventLog(Observer):
         fields |= _answer(reply)
         if context is not None and context.replies is not None:
             fields["codes"] = [_answer(each or reply)["code"] for each in context.replies[:RECIPIENTS]]
-        _log("message", _where(conn), fields)
+        log_event("message", _where(conn), fields)
 
     def rejected(self, conn: Conn, reply: Reply) -> None:
         """A MAIL, a RCPT or a connection was refused."""
-        _log("rejected", _where(conn), _answer(reply))
+        log_event("rejected", _where(conn), _answer(reply))
 
     def authenticated(self, conn: Conn, username: str) -> None:
         """A client has logged in."""
-        _log("authenticated", _where(conn), {"user": username})
+        log_event("authenticated", _where(conn), {"user": username})
 
     def auth_failed(self, conn: Conn) -> None:
         """A login failed."""
-        _log("auth_failed", _where(conn), {})
+        log_event("auth_failed", _where(conn), {})
 
 
 @dataclass(slots=True)
@@ -157,7 +157,8 @@ class _Visit:
     messages: int = 0
 
 
-def _log(event: str, where: dict[str, Any], fields: dict[str, Any]) -> None:
+def log_event(event: str, where: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Log what happened, with fields."""
     _LOG.info(event, extra={"fields": where | fields})
 
 

@@ -1,4 +1,4 @@
-"""``fastsmtp serve --metrics``: the counters of all workers for Prometheus, by its own client library (the extra `metrics`)."""
+"""``--metrics``: the figures of all workers for Prometheus, by its own client library (the extra `metrics`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from ._board import FIELDS, Board
+from ._board import Board, Kind
 from ._listen import place_of
 from ._supervise import listens
 from ._version import VERSION
@@ -29,7 +29,7 @@ except ImportError:  # said by `Metrics`, in one line
 else:
     _INSTALLED = True
 
-__all__ = ["COUNTERS", "Metrics"]
+__all__ = ["COUNTERS", "GAUGES", "Metrics"]
 
 COUNTERS: Final = {
     "connections_total": ("connections", "Connections that clients have opened, refused ones included."),
@@ -43,8 +43,31 @@ COUNTERS: Final = {
     "proxy_failures": ("proxy_failures", "Connections whose PROXY header was not there, or none."),
     "authenticated": ("authenticated", "Successful logins."),
     "auth_failures": ("auth_failures", "Logins that failed."),
+    "delivered": ("delivered", "Recipients to whom a message was delivered."),
+    "deferred": ("deferred", "Attempts after which a recipient is tried again."),
+    "failed": ("failed", "Recipients that have failed for good."),
+    "expired": ("expired", "Recipients that have failed because their time was over."),
+    "notices_failed": ("notices_failed", "Notices of failure."),
+    "notices_delayed": ("notices_delayed", "Notices of delay."),
+    "notices_relayed": ("notices_relayed", "Notices of success."),
+    "notices_refused": ("notices_refused", "Notices that the queue did not take."),
+    "unreported": ("unreported", "Failed recipients whose sender wants no notice, or has no address."),
+    "lost": ("lost", "Units whose lease was lost, or whose message was removed, while they were delivered."),
+    "delivery_errors": ("delivery_errors", "Deliveries that failed unexpectedly."),
 }
-"""The names of the counters in `Counters`, what they are called here (with "fastsmtp_" and "_total" around), and what they count."""
+"""The names of figures that count up, what they are called here (with "fastsmtp_" and "_total" around), and what they count."""
+
+GAUGES: Final = {
+    "connections": ("connections_open", "Connections open now."),
+    "queue_messages": ("queue_messages", "Messages in the queue."),
+    "queue_octets": ("queue_bytes", "Octets of those."),
+    "queue_due": ("queue_due", "Units, a message and a destination each, that could be delivered now."),
+    "queue_deferred": ("queue_deferred", "Units whose time has not come."),
+    "queue_leased": ("queue_leased", "Units that are being delivered."),
+    "queue_held": ("queue_held", "Units of held messages."),
+    "queue_oldest": ("queue_oldest_age_seconds", "Age of the oldest message in the queue."),
+}
+"""The names of the other figures, what they are called here (with "fastsmtp_" in front), and what they are."""
 
 _PATIENCE: Final = 10.0  # seconds for a client that says or reads nothing
 _REQUESTS: Final = 16  # at a time: more clients than that are turned away
@@ -116,11 +139,17 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         total = self._board.total()
-        yield GaugeMetricFamily("fastsmtp_connections_open", "Connections open now.", total["connections"])
-        for field in FIELDS:
-            if field in COUNTERS:
-                name, text = COUNTERS[field]
-                yield CounterMetricFamily(f"fastsmtp_{name}", text, total[field])
+        now = time.time()
+        for figure in self._board.figures:
+            value: float = total[figure.name]
+            if figure.kind is Kind.TOTAL:
+                name, text = COUNTERS[figure.name]
+                yield CounterMetricFamily(f"fastsmtp_{name}", text, value)
+                continue
+            name, text = GAUGES[figure.name]
+            if figure.kind is Kind.SINCE:
+                value = max(0.0, now - value) if value else 0.0
+            yield GaugeMetricFamily(f"fastsmtp_{name}", text, value)
         yield GaugeMetricFamily("fastsmtp_workers", "Processes that take mail.", self._workers)
         yield GaugeMetricFamily("fastsmtp_start_time_seconds", "When the server started, in Unix time.", self._started)
         info = GaugeMetricFamily("fastsmtp_build_info", "The running version.", labels=("version", "implementation"))
@@ -133,6 +162,9 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = (
+        128  # with the usual 5 a crowd makes the kernel drop who comes next, who tries again after a second
+    )
 
     def __init__(self, family: socket.AddressFamily, address: Any) -> None:
         self.address_family = family

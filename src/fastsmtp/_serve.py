@@ -1,4 +1,4 @@
-"""``fastsmtp serve``: puts a server together as the options say, and runs it, in one process or several."""
+"""``fastsmtp serve`` and ``relay``: puts a server together as the options say, and runs it, in one process or several."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import _logs, _memory, _systemd
+from ._application import Application
 from ._board import Board, Display
 from ._listen import Listening, inherit, listen, place_of
 from ._supervise import Supervisor, held, listens
 from ._version import VERSION
-from .delivery import DiscardSession, Maildir, MaildirBackend, PrintSession, UsersBackend
+from .delivery import UsersBackend
 from .errors import ConfigurationError
 from .options import ServerOptions
 from .server import Server
-from .session import Backend, DefaultBackend
 from .textproto import IMPLEMENTATION
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _LOG: Final = logging.getLogger("fastsmtp")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class _Service:
     """What all processes have in common.  Those that are forked have their own copies of the files' contents."""
 
     arguments: argparse.Namespace
+    application: Application
     options: ServerOptions
     tls: TLSFiles | None
     users: AuthFile | None
@@ -93,39 +95,40 @@ def serve(arguments: argparse.Namespace) -> int:
         service = _service(arguments)
     except (ConfigurationError, OSError) as error:
         return _complain(str(error))
-    with contextlib.closing(service):
+    with contextlib.closing(service), contextlib.closing(service.application):
         try:
-            if not (arguments.discard or arguments.print):
-                # Made, and seen to be writable, before anybody is told that we listen.
-                Maildir(arguments.maildir).close()
+            # Seen to be there before anybody is told that we listen.
+            service.application.prepare()
             listening = _listening(arguments)
         except (ConfigurationError, OSError) as error:
             return _complain(str(error))
         try:
+            if (wrong := service.application.refusal(listening)) is not None:
+                return _complain(wrong, 2)
             with held():
-                _run(service, listening)
+                code = _run(service, listening)
             service.display.summary()
-            return 0
+            return code
         finally:
             listening.close()
             listening.remove()
 
 
-def _run(service: _Service, listening: Listening) -> None:
+def _run(service: _Service, listening: Listening) -> int:
     first_line = f"fastsmtp {VERSION} ({IMPLEMENTATION}, {service.loop_name}) listening on {listening.place}"
     print(first_line, file=sys.stderr, flush=True)
     if service.metrics is not None:
         print(f"fastsmtp: metrics on {service.metrics.place}", file=sys.stderr, flush=True)
     if service.arguments.workers == 1:
         with _metrics_thread(service):
-            _run_worker(service, listening.groups[0], 0, None)
-    else:
-        _run_workers(service, listening)
+            return _run_worker(service, listening.groups[0], 0, None)
+    _run_workers(service, listening)
+    return 0
 
 
-def _complain(text: str) -> int:
+def _complain(text: str, code: int = 1) -> int:
     print(f"fastsmtp: {text}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _listening(arguments: argparse.Namespace) -> Listening:
@@ -146,6 +149,7 @@ def _listening(arguments: argparse.Namespace) -> Listening:
 def _service(arguments: argparse.Namespace) -> _Service:
     loop = _pick_loop(arguments.loop)
     tls = _tls_files(arguments)
+    application = _application(arguments)
     options = ServerOptions(
         addr="",
         domain=arguments.domain,
@@ -174,13 +178,34 @@ def _service(arguments: argparse.Namespace) -> _Service:
         min_body_rate=arguments.min_body_rate,
         debug=_logs.TraceLog() if arguments.verbose > 1 else None,
         observer=_logs.EventLog() if arguments.verbose else None,
+        **application.options,
     )
     users = _auth_file(arguments)
-    board = Board(arguments.workers)
-    return _Service(arguments, options, tls, users, _metrics(arguments, board), *loop, board, Display(board))
+    board = Board(arguments.workers, application.figures)
+    return _Service(
+        arguments,
+        application,
+        options,
+        tls,
+        users,
+        _metrics(arguments, board),
+        *loop,
+        board,
+        application.display(board),
+    )
 
 
 # What is not turned on is not even imported.
+
+
+def _application(arguments: argparse.Namespace) -> Application:
+    if arguments.command == "relay":
+        from ._relay import Relay
+
+        return Relay(arguments)
+    from ._mailbox import Mailbox
+
+    return Mailbox(arguments)
 
 
 def _tls_files(arguments: argparse.Namespace) -> TLSFiles | None:
@@ -221,23 +246,6 @@ def _pick_loop(name: str) -> tuple[str, Callable[[], asyncio.AbstractEventLoop]]
     return "asyncio", asyncio.new_event_loop
 
 
-@contextlib.asynccontextmanager
-async def _backend(service: _Service) -> AsyncIterator[Backend]:
-    arguments = service.arguments
-    async with contextlib.AsyncExitStack() as stack:
-        backend: Backend
-        if arguments.discard:
-            backend = DefaultBackend(DiscardSession)
-        elif arguments.print:
-            backend = DefaultBackend(lambda: PrintSession(sys.stdout))
-        else:
-            maildir = await stack.enter_async_context(Maildir(arguments.maildir, line_end=arguments.line_end))
-            backend = MaildirBackend(maildir, domain=arguments.domain)
-        yield (
-            backend if service.users is None else UsersBackend(backend, service.users, required=arguments.require_auth)
-        )
-
-
 @contextlib.contextmanager
 def _metrics_thread(service: _Service) -> Iterator[None]:
     """Metrics beside the loop: signals are still held, so none is taken by the thread."""
@@ -271,9 +279,16 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
         else:
             loop.add_reader(parent, stop.set)
         listens()
-        async with _backend(service) as backend:
+        try:
+            running = await _unless(stop, service.application.open(worker))
+        except _Interrupted:
+            return
+        try:
+            backend = running.backend
+            if service.users is not None:
+                backend = UsersBackend(backend, service.users, required=arguments.require_auth)
             server = Server(backend, options=service.options)
-            count = service.board.pen(worker, server.counters)
+            count = service.board.pen(worker, server.counters, *running.counters)
             for sock in sockets:
                 await server.listen(sock=sock.dup())
             if parent is None:
@@ -291,27 +306,53 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
                 _systemd.notify("STOPPING=1")
             for sock in sockets:
                 sock.close()  # whoever comes now is refused, or gets to the parent and another worker
-            drain = asyncio.ensure_future(server.shutdown(arguments.drain_timeout))
-            second = asyncio.ensure_future(hard.wait())
-            await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
-            second.cancel()
-            if not drain.done():
-                drain.cancel()
+            until = loop.time() + arguments.drain_timeout
+            try:
+                await _unless(hard, server.shutdown(arguments.drain_timeout))
+                await _unless(hard, running.stop(max(1.0, until - loop.time())))
+            except _Interrupted:
                 await server.close()
+                await running.stop(0)
             if parent is not None:
                 loop.remove_reader(parent)
-        count()
+            count()
+        finally:
+            await running.close()
 
     _memory.settle()
     with asyncio.Runner(loop_factory=service.loop_factory) as runner:
-        runner.run(run())
+        try:
+            runner.run(run())
+        except ConfigurationError as error:
+            return _complain(str(error))
     return 0
+
+
+class _Interrupted(Exception):
+    """Something else came first."""
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
+    """What `work` gives; _Interrupted, with `work` cancelled, if the event comes first."""
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+    if task.cancelled():
+        raise _Interrupted
+    return task.result()
 
 
 def _run_workers(service: _Service, listening: Listening) -> None:
     def worker_main(worker: int) -> Callable[[int], int]:
         def run(parent: int) -> int:
             listening.close(keep=worker)
+            service.application.forked()
             if service.metrics is not None:
                 service.metrics.close()
             if service.users is not None:
@@ -327,6 +368,7 @@ def _run_workers(service: _Service, listening: Listening) -> None:
 
     def metrics_main(parent: int) -> int:
         listening.close()
+        service.application.forked()
         assert service.metrics is not None
         return service.metrics.run(parent)
 

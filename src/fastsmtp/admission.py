@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from . import limits
 from .authentication import Exchange, failure_delay
 from .channel import AT_THE_GATE, ENDING, NOT_GREETED, PEER_IS_DEAF, SHAKING_HANDS, Channel, no_answer
 from .entrance import ProxyGate, start_tls
+from .hooks import is_awaitable
 from .protocol import Auth, AuthResponse, ClientIs, MailFrom, StartTLS, XClient
 from .reply import AUTH_FAILED, EARLY_TALKER, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, AuthRequired, Reply
 from .session import Address, ConnectionState, Session
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .server import Server
 
 __all__ = ["Admission"]
+
+_PROTOCOLS: Final = {"": "SMTP", "HELO": "SMTP", "EHLO": "ESMTP", "LHLO": "LMTP"}
 
 
 class Admission(Channel):
@@ -38,6 +40,7 @@ class Admission(Channel):
         "_peername",
         "_proxy",
         "_sockname",
+        "_tls",
         "_username",
         "_xclient",
     )
@@ -45,6 +48,7 @@ class Admission(Channel):
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, implicit_tls: bool) -> None:
         super().__init__(server, loop)
         self._implicit_tls = implicit_tls
+        self._tls: ssl.SSLObject | None = None
         self._proxy: ProxyHeader | None = None
         self._xclient: XClient | None = None
         self._client_unknown = False  # XCLIENT said that its address is not known
@@ -64,7 +68,7 @@ class Admission(Channel):
             remote_addr=self.remote_addr,
             local_addr=self.local_addr,
             tls=self.tls_connection_state,
-            protocol={"EHLO": "ESMTP", "LHLO": "LMTP"}.get(core.hello_verb, "SMTP"),
+            protocol=_PROTOCOLS[core.hello_verb],
             username=self._username or (xclient and xclient.login) or "",
             proxy=self._proxy,
             xclient=xclient,
@@ -105,8 +109,7 @@ class Admission(Channel):
     @property
     def tls_connection_state(self) -> ssl.SSLObject | None:
         """The TLS object, or None in plaintext."""
-        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
-        return tls
+        return self._tls
 
     @property
     def end_point(self) -> bytes | None:
@@ -222,6 +225,7 @@ class Admission(Channel):
             self._holds |= ENDING
         else:
             self._transport = transport
+            self._tls = transport.get_extra_info("ssl_object")
             self._reading_paused = False
             self._server.counters.tls += 1
         return None
@@ -317,7 +321,7 @@ class Admission(Channel):
             session: Any = self._server.backend.anonymous_login(self.state)
         except AuthRequired:
             return None  # the client may yet authenticate; MAIL asks again
-        if inspect.isawaitable(session):
+        if is_awaitable(session):
             return self._open_later(session)
         self._session = session
         hook = getattr(session, "connect", None)
@@ -333,7 +337,7 @@ class Admission(Channel):
     async def _open_and_mail(self, event: MailFrom) -> Reply | None:
         """A session that is made at its first MAIL sees connect and helo before it, as any other."""
         session: Any = self._server.backend.anonymous_login(self.state)
-        if inspect.isawaitable(session):
+        if is_awaitable(session):
             session = await session
         reply = await self._introduce(session)
         if reply is not None:

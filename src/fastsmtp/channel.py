@@ -8,7 +8,6 @@ timers here: a connection keeps the moment at which its patience ends, and the s
 from __future__ import annotations
 
 import asyncio
-import inspect
 import select
 import socket
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from . import limits
 from .errors import MessageAborted
+from .hooks import is_awaitable
 from .protocol import Event, ServerProtocol
 from .reception import Reception
 from .reply import HOOK_FAILED, SHUTTING_DOWN, TIMED_OUT, EnhancedCode, Reply
@@ -306,7 +306,7 @@ class Channel(asyncio.Protocol):
             settle(self._hooks.failure(error, hook))
             return
         if result is not None and type(result) is not Reply:
-            if inspect.isawaitable(result):
+            if is_awaitable(result):
                 task = self._hooks.start(self._loop, result)
                 if not task.done():
                     self._settle = settle
@@ -342,13 +342,16 @@ class Channel(asyncio.Protocol):
     def _renew(self) -> None:
         """A new deadline for what is waited for now; a deaf peer's own goes on."""
         holds = self._holds
-        if self._lost or not holds & PEER_IS_DEAF:
-            options = self._server.options
+        server = self._server
+        options = server.options
+        if not (holds or self._lost) and options.read_timeout:
+            self._deadline = server.now + options.read_timeout  # what it nearly always is
+        elif self._lost or not holds & PEER_IS_DEAF:
             hook = self._lost or holds & (HOOK_RUNS | SESSION_FULL)
             timeout = options.hook_timeout if hook else options.read_timeout
             if holds & SHAKING_HANDS and not self._lost:
                 timeout = 0  # the loop sees to it
-            self._deadline = self._server.now + timeout if timeout else _FOREVER
+            self._deadline = server.now + timeout if timeout else _FOREVER
 
     def timed_out(self) -> None:
         """The server's patience has ended: what for depends on what the connection is doing."""

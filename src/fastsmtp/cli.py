@@ -1,4 +1,4 @@
-"""The command: ``fastsmtp serve``, ``fastsmtp send`` and ``fastsmtp passwd``, also as ``python -m fastsmtp``.
+"""The command: ``fastsmtp serve``, ``relay``, ``queue``, ``send`` and ``passwd``, also as ``python -m fastsmtp``.
 
 Exit codes: 0 when all went well; 1 for what the machine refuses (a busy port, an unwritable Maildir, a lost worker) or a
 server refuses (`send`); 2 for a bad option.
@@ -10,8 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import _passwd
+from . import _managearguments, _passwd
 from ._arguments import CLI_MESSAGE_BYTES, add_arguments, contradiction, number
+from ._relayarguments import add_relay_arguments, relay_contradiction
 from ._version import VERSION
 from .textproto import IMPLEMENTATION
 
@@ -21,7 +22,7 @@ __all__ = ["CLI_MESSAGE_BYTES", "build_parser", "main"]
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="fastsmtp", description="An SMTP and LMTP server, and a small client to try it with."
+        prog="fastsmtp", description="An SMTP and LMTP server, a relay, and a small client to try them with."
     )
     parser.add_argument("--version", action="version", version=f"fastsmtp {VERSION} ({IMPLEMENTATION})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -33,7 +34,23 @@ def build_parser() -> argparse.ArgumentParser:
         description="Take mail into a Maildir; answered only when it survives a power loss.",
     )
     add_arguments(serve)
-    serve.set_defaults(refuse=serve.error)
+    serve.set_defaults(refuse=serve.error, contradiction=contradiction)
+
+    relay = commands.add_parser(
+        "relay",
+        usage="%(prog)s --to URL [OPTION ...]",
+        help="hand mail on",
+        description="Take mail into a queue, and deliver it from there to a next hop, or to what DNS says.",
+    )
+    add_relay_arguments(relay)
+    relay.set_defaults(refuse=relay.error, contradiction=relay_contradiction)
+
+    queue = commands.add_parser(
+        "queue",
+        help="look at a relay's queue, and change it",
+        description="Look at a relay's queue, and change it, whether the relay runs or not.",
+    )
+    _managearguments.add_arguments(queue)
 
     send = commands.add_parser(
         "send",
@@ -67,12 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        if arguments.command == "serve":
-            if (wrong := contradiction(arguments)) is not None:
+        if arguments.command in ("serve", "relay"):
+            if (wrong := arguments.contradiction(arguments)) is not None:
                 arguments.refuse(wrong)
             from ._serve import serve
 
             return serve(arguments)
+        if arguments.command == "queue":
+            from ._manage import manage
+
+            return manage(arguments)
         if arguments.command == "passwd":
             return _passwd.run(arguments)
         from ._send import send

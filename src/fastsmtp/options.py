@@ -46,7 +46,7 @@ class ServerOptions:
         greeting: the words after the domain in the 220 greeting; "ESMTP ready" or "LMTP ready" if empty.
         lmtp: speak LMTP (RFC 2033) instead of SMTP.
         strict: refuse what RFC 5321 forbids and the world sends all the same: blanks around a path, underscores in HELO's
-            name, 8-bit text that was not announced (RFC 6152), NUL in a message.
+            name, 8-bit text that was not announced (RFC 6152), NUL and lines of more than 1000 octets in a message.
         smtputf8: offer SMTPUTF8 (RFC 6531).
         chunking: offer CHUNKING and its verb BDAT (RFC 3030).
         binarymime: offer BINARYMIME (RFC 3030), with `chunking` only.

@@ -9,13 +9,12 @@ it; a plain one when the message is whole.  Whatever the hook does, the message 
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from . import limits
 from .errors import MessageAborted
-from .hooks import HookRunner, streams
+from .hooks import HookRunner, is_awaitable, streams
 from .protocol import Body, ServerProtocol
 from .reply import TOO_LARGE, DataTooLarge, EnhancedCode, Reply, SMTPError
 from .session import DataContext, DataReader, Session
@@ -96,9 +95,7 @@ class Reception:
                 too_large = event.refusal is TOO_LARGE
                 reader.set_exception(DataTooLarge() if too_large else SMTPError.from_reply(event.refusal))
         elif self._context is None or self._task is not None:
-            reader.feed_data(event.payload)
-            if event.ended:
-                reader.feed_eof()
+            reader.feed_data(event.payload, event.ended)
         else:
             # The hook returned before the end: the rest is consumed, counted and dropped.
             reader.size += len(event.payload)
@@ -162,7 +159,7 @@ class Reception:
             self._over(self._hooks.failure(error, hook))
             return
         if result is not None and type(result) is not Reply:
-            if inspect.isawaitable(result):
+            if is_awaitable(result):
                 task = self._hooks.start(loop, result)
                 if not task.done():
                     self._task = task

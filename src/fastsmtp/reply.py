@@ -36,6 +36,7 @@ __all__ = [
     "HELLO_FIRST",
     "HOOK_FAILED",
     "LINE_TOO_LONG",
+    "LONG_LINE_IN_MESSAGE",
     "MAIL_FIRST",
     "MESSAGE_OK",
     "MIXED_WITH_BDAT",
@@ -43,6 +44,7 @@ __all__ = [
     "NOT_AUTHORIZED",
     "NOT_IMPLEMENTED",
     "NO_ARGUMENTS",
+    "NO_HTTP",
     "NO_RECIPIENTS",
     "NO_VALID_RECIPIENTS",
     "NUL_IN_MESSAGE",
@@ -267,10 +269,12 @@ NO_VALID_RECIPIENTS: Final = _standard(554, "5.5.1", "No valid recipients")
 TOO_MANY_RECIPIENTS: Final = _standard(452, "4.5.3", "Too many recipients")
 TOO_LARGE: Final = DataTooLarge().reply
 BARE_NEWLINE: Final = _standard(550, "5.6.0", "CR and LF may only come together in a message (RFC 5321 2.3.8)")
+LONG_LINE_IN_MESSAGE: Final = _standard(550, "5.6.0", "Line of more than 1000 octets in message")
 NUL_IN_MESSAGE: Final = _standard(550, "5.6.0", "NUL in message")
 EIGHT_BIT_UNDECLARED: Final = _standard(550, "5.6.1", "8-bit text without BODY=8BITMIME")
 HOOK_FAILED: Final = _standard(451, "4.3.0", "Local error in processing")
 TOO_MANY_ERRORS: Final = _standard(421, "4.7.0", "Too many errors")
+NO_HTTP: Final = _standard(421, "4.7.0", "This is no HTTP server")
 TOO_MANY_CONNECTIONS: Final = _standard(421, "4.7.0", "Too many connections, try again later")
 TIMED_OUT: Final = _standard(421, "4.4.2", "Timed out")
 SHUTTING_DOWN: Final = _standard(421, "4.3.2", "Service shutting down")

@@ -74,6 +74,7 @@ class Server:
         self.proxies: Final = Networks(self.options.proxy_from)
         self._xforward: Final = Networks(self.options.allow_xforward)
         self._xclient: Final = Networks(self.options.allow_xclient)
+        self._offers_nothing_special: Final = not (self.options.tls or self._xforward or self._xclient)
         self._offers: Final[dict[tuple[bool, tuple[str, ...], bool, bool], Offer]] = {}
         self._rate: Final = RateLimit(self.options.max_connection_rate) if self.options.max_connection_rate else None
         self.now: float = 0.0
@@ -373,7 +374,7 @@ class Server:
     def _offer_for(self, conn: Conn) -> Offer:
         options = self.options
         may_auth = not options.disable_auth and (self.authenticator or hasattr(conn.session, "auth"))
-        if not (may_auth or options.tls or self._xforward or self._xclient):
+        if not may_auth and self._offers_nothing_special:
             return self.profile.offer
         secure = conn.tls_connection_state is not None
         mechanisms: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from . import limits
 from .extensions import MailParams, RcptParams
@@ -38,7 +38,10 @@ __all__ = [
     "HookResult",
     "Session",
     "SessionFactory",
+    "streaming",
 ]
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 HookResult: TypeAlias = Reply | None | Awaitable[Reply | None]
 """What a hook may return: a reply, None for the standard one, or an awaitable of either."""
@@ -94,7 +97,7 @@ class Session(Protocol):
         """The message.  What it returns is the answer to the whole message: returning None says 250, and the message is then ours.
 
         An `async def` is called when the message is whole or 64 KiB of it are there, and streams the rest; a plain
-        `def` is called when it is whole, and finds it in `reader.read_nowait()`.
+        `def` is called when it is whole, and finds it in `reader.read_nowait()`, unless it is decorated with `streaming`.
         """
 
     def reset(self) -> Awaitable[None] | None:
@@ -124,6 +127,15 @@ class Backend(Protocol):
 
     def anonymous_login(self, state: ConnectionState) -> Session | Awaitable[Session]:
         """The session of a client that did not authenticate; raises AuthRequired to insist."""
+
+
+def streaming(hook: _Hook) -> _Hook:
+    """Decorate a plain `data` hook that is called as an async one is: when the message is whole or 64 KiB of it are there.
+
+    It answers a message that is `reader.complete` at once, which costs no task, and returns an awaitable for one that is not.
+    """
+    hook.streams = True  # type: ignore[attr-defined]
+    return hook
 
 
 class DefaultBackend:
@@ -272,19 +284,21 @@ class DataReader:
 
     # The connection's side
 
-    def feed_data(self, data: bytes) -> None:
-        """Add octets."""
+    def feed_data(self, data: bytes, last: bool = False) -> None:
+        """Add octets; after the last ones the message is whole."""
         if data:
             self._chunks.append(data)
             self._buffered += len(data)
             self.size += len(data)
+        if last:
+            self.complete = True
+            self._on_low = None
+        if self._waiter is not None and (data or last):
             self._wake()
 
     def feed_eof(self) -> None:
         """The message is whole."""
-        self.complete = True
-        self.let_go()
-        self._wake()
+        self.feed_data(b"", last=True)
 
     def set_exception(self, error: Exception) -> None:
         """The message will not be whole: what waits is dropped, reading raises `error`."""
@@ -459,6 +473,7 @@ class DataContext:
     def close(self) -> None:
         """Stop all deadlines."""
         self._on_answered = None
-        for timer in (self._timers or {}).values():
-            timer.cancel()
-        self._timers = None
+        if self._timers is not None:
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers = None

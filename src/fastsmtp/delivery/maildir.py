@@ -27,7 +27,7 @@ from fastsmtp.reply import EnhancedCode, Reply, SMTPError
 from fastsmtp.session import DataContext, DataReader, DefaultBackend, DefaultSession
 
 from ._groupsync import CHUNK, PARTS, Files, GroupCommitter, SyncMethod, syncfs_is_trustworthy
-from .trace import date_time, received_from, received_header, return_path_header, with_clause
+from .trace import ReceivedWriter, date_time, return_path_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,12 +339,11 @@ class MaildirSession(DefaultSession):
     def __init__(self, maildir: Maildir, *, domain: str = "localhost") -> None:
         super().__init__()
         self._maildir = maildir
-        self._domain = domain
-        self._trace: tuple[tuple[object, ...], str, str] | None = None
+        self._received = ReceivedWriter(domain)
 
     def helo(self, name: str) -> None:
         """A new greeting, perhaps within TLS now: the trace header says something else."""
-        self._trace = None
+        self._received.forget()
 
     async def data(self, reader: DataReader, context: DataContext) -> Reply | None:
         """Store the message; 250 says that it will survive a loss of power."""
@@ -374,30 +373,8 @@ class MaildirSession(DefaultSession):
             writer.abort()
 
     def _head(self, name: str, context: DataContext) -> bytes:
-        smtputf8 = context.mail_params.smtputf8
-        forwarded = context.xforward
-        key = (context.helo, smtputf8, forwarded, context.conn.username)
-        trace = self._trace
-        if trace is None or trace[0] != key:
-            state = context.state
-            protocol = with_clause(
-                state.protocol, tls=state.tls is not None, authenticated=bool(state.username), smtputf8=smtputf8
-            )
-            helo, address = context.helo, state.remote_addr
-            if forwarded is not None:  # the client behind a trusted peer
-                helo = forwarded.helo or helo
-                address = (forwarded.addr, forwarded.port or 0) if forwarded.addr else address
-            clause = received_from(helo, address, smtputf8=smtputf8)
-            self._trace = trace = (key, clause, protocol)
-        recipients = context.recipients
-        return return_path_header(context.sender) + received_header(
-            trace[1],
-            by_domain=self._domain,
-            with_protocol=trace[2],
-            id=name,
-            for_recipient=recipients[0] if len(recipients) == 1 else None,
-            when=self._maildir.date(),
-        )
+        received = self._received.field(context, id=name, when=self._maildir.date())
+        return return_path_header(context.sender) + received
 
 
 def _as_sent(data: bytes, end: bool) -> bytes:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from fastsmtp.connection import Conn
     from fastsmtp.options import ServerOptions
 
+    from .access import RelayAccess
+
 __all__ = ["RelayBackend", "RelaySession"]
 
 _CONNECTIONS: Final = 100  # of a backend's own pool
@@ -59,12 +61,13 @@ class RelayBackend(DefaultBackend):
             await server.serve_forever()
 
     `async with` asks the next hop what it offers, so that the first clients are offered the same; if it is down they are offered what
-    every server has.  Who may send is not decided here: put `UsersBackend` in front, or take a session of your own.
+    every server has.
 
     Args:
         destination: the next hop.
         pool: where its connections come from.  A pool of its own has 100, and as many messages go through at the same time.
         session: makes a session of this backend, `RelaySession` or a class made from it.
+        access: who may send where; None: that is decided elsewhere, as by `UsersBackend` in front or a session of your own.
         patience: seconds that MAIL waits for a connection, connecting included.
         max_hops: the number of Received fields that a message may have; with more it is in a loop (RFC 5321 6.3).
         logger: what logs that the next hop cannot be reached; "fastsmtp.relay" by default.
@@ -79,6 +82,7 @@ class RelayBackend(DefaultBackend):
         *,
         pool: Pool | None = None,
         session: Callable[[RelayBackend], Session] | None = None,
+        access: RelayAccess | None = None,
         patience: float = 60.0,
         max_hops: int = MAX_HOPS,
         logger: logging.Logger | None = None,
@@ -88,6 +92,7 @@ class RelayBackend(DefaultBackend):
         make = session or RelaySession
         super().__init__(lambda: make(self))
         self.destination: Final = destination
+        self.access: Final = access
         self.patience: Final = patience
         self.max_hops: Final = max_hops
         self.abilities = Abilities()
@@ -289,9 +294,11 @@ class RelaySession(DefaultSession):
         return hand_back(reply)
 
     async def rcpt(self, recipient: str, params: RcptParams) -> Reply | None:
-        """Give the next hop a recipient: its reply."""
-        hop = self._hop
-        assert hop is not None
+        """Give the next hop a recipient that the client may send to: its reply."""
+        hop, conn, access = self._hop, self._conn, self._relay.access
+        assert hop is not None and conn is not None
+        if access is not None and not access.trusts(conn) and not access.welcomes(recipient):
+            raise access.refuse()
         with _replies():
             reply = await hop.rcpt(recipient, fit_rcpt(params, hop.able, self._promised))
         self.recipients.append(recipient)

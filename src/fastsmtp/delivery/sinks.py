@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TextIO
 
 from fastsmtp.reply import Reply
-from fastsmtp.session import DataContext, DataReader, DefaultSession
+from fastsmtp.session import DataContext, DataReader, DefaultSession, streaming
 
 __all__ = ["DiscardSession", "PrintSession", "printable"]
 
@@ -31,13 +31,14 @@ def _escape(match: re.Match[str]) -> str:
 class DiscardSession(DefaultSession):
     """Takes every message and keeps nothing of it, in constant memory."""
 
-    async def data(self, reader: DataReader, context: DataContext) -> Reply | None:
+    @streaming
+    def data(self, reader: DataReader, context: DataContext) -> Awaitable[None] | None:
         """Read to the end and drop."""
-        if reader.complete:
-            return None
+        return None if reader.complete else self._drop(reader)
+
+    async def _drop(self, reader: DataReader) -> None:
         async for _ in reader:
             pass
-        return None
 
 
 class PrintSession(DefaultSession):

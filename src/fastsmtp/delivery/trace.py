@@ -9,11 +9,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastsmtp.address import is_address_literal, is_domain
 
-__all__ = ["date_time", "received_from", "received_header", "return_path_header", "with_clause"]
+if TYPE_CHECKING:
+    from fastsmtp.session import DataContext
+
+__all__ = ["ReceivedWriter", "date_time", "received_from", "received_header", "return_path_header", "with_clause"]
 
 FOLD: Final = 78
 """Characters of a header line without its CR LF (RFC 5322 2.1.1)."""
@@ -130,6 +133,50 @@ def received_header(
         if path and (path.isascii() or with_protocol.startswith("UTF8")):
             target = f"\r\n\tfor <{path}>"
     return f"Received: {from_clause}\r\n\t{by}{target};\r\n\t{date}\r\n".encode("utf-8", "replace")
+
+
+class ReceivedWriter:
+    """Writes the Received fields of one session's messages; what stays the same between them is kept.
+
+    Args:
+        domain: the server's own name.
+    """
+
+    __slots__ = ("_domain", "_trace")
+
+    def __init__(self, domain: str) -> None:
+        self._domain: Final = domain
+        self._trace: tuple[tuple[object, ...], str, str] | None = None
+
+    def forget(self) -> None:
+        """There was a new greeting, perhaps within TLS now: the field says something else."""
+        self._trace = None
+
+    def field(self, context: DataContext, *, id: str = "", when: float | str | None = None) -> bytes:
+        """The field of one message, of the client behind a trusted peer if that has told of one.  See `received_header`."""
+        smtputf8 = context.mail_params.smtputf8
+        forwarded = context.xforward
+        key = (context.helo, smtputf8, forwarded, context.conn.username)
+        trace = self._trace
+        if trace is None or trace[0] != key:
+            state = context.state
+            protocol = with_clause(
+                state.protocol, tls=state.tls is not None, authenticated=bool(state.username), smtputf8=smtputf8
+            )
+            helo, address = context.helo, state.remote_addr
+            if forwarded is not None:
+                helo = forwarded.helo or helo
+                address = (forwarded.addr, forwarded.port or 0) if forwarded.addr else address
+            self._trace = trace = (key, received_from(helo, address, smtputf8=smtputf8), protocol)
+        recipients = context.recipients
+        return received_header(
+            trace[1],
+            by_domain=self._domain,
+            with_protocol=trace[2],
+            id=id,
+            for_recipient=recipients[0] if len(recipients) == 1 else None,
+            when=when,
+        )
 
 
 def return_path_header(sender: str) -> bytes:

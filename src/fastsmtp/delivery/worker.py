@@ -124,6 +124,7 @@ class DeliveryWorker:
         max_recipients: recipients of one transaction.
         rest: seconds for which a host that cannot be connected to is left alone.
         pause: seconds before what the queue's storage refused is tried again.
+        courtesy: awaited before each unit; lets others go first for a moment, such as the mail that comes in.
         observer: is told of outcomes.
         logger: what should not happen; "fastsmtp.delivery" by default.
         clock: seconds since the epoch, the queue's clock.
@@ -150,6 +151,7 @@ class DeliveryWorker:
         max_recipients: int = 100,
         rest: float = 15.0,
         pause: float = 1.0,
+        courtesy: Callable[[], Awaitable[None]] | None = None,
         observer: DeliveryObserver | None = None,
         logger: logging.Logger | None = None,
         clock: Callable[[], float] = time.time,
@@ -171,6 +173,7 @@ class DeliveryWorker:
         self._lease: Final = lease
         self._max_hops: Final = max_hops
         self._pause: Final = pause
+        self._courtesy: Final = courtesy
         self._observer: Final = observer if observer is not None else DeliveryObserver()
         self._logger: Final = logger if logger is not None else logging.getLogger("fastsmtp.delivery")
         self._clock: Final = clock
@@ -351,6 +354,8 @@ class DeliveryWorker:
 
     async def _deliver(self, unit: Unit) -> None:
         claim = unit.claim
+        if self._courtesy is not None and not self._stopping:
+            await self._courtesy()
         if unit.lost or unit.lease.deadline <= self._clock():
             unit.lease = await self._queue.renew(unit.lease, self._lease)
         content = Content(claim)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessProtocol"]
 
-_AUTH: Final = re.compile(r"([A-Za-z0-9_-]{1,20})(?: +(\S+))?")  # RFC 4422 section 3.1, RFC 4954 section 4
+_AUTH: Final = re.compile(r"([A-Za-z0-9_-]{1,20})(?: ++(\S++))?")  # RFC 4422 section 3.1, RFC 4954 section 4
 
 
 class AccessProtocol(LineProtocol):

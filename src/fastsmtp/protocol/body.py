@@ -5,13 +5,30 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from .. import limits
 from ..options import ServerOptions
-from ..reply import BARE_NEWLINE, EIGHT_BIT_UNDECLARED, NUL_IN_MESSAGE, TOO_LARGE, Reply
+from ..reply import BARE_NEWLINE, EIGHT_BIT_UNDECLARED, LONG_LINE_IN_MESSAGE, NUL_IN_MESSAGE, TOO_LARGE, Reply
 from ..textproto import DotDecoder
 
 __all__ = ["ChunkReceiver", "DataReceiver"]
 
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+
+
+class _Lines:
+    """How long the lines of a text are that comes in pieces, none of which ends between CR and LF."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self) -> None:
+        self._begun = 0  # octets of the line that has no end yet
+
+    def too_long(self, payload: bytes) -> bool:
+        """Tell whether a line that this piece is in is longer than may be (RFC 5321 4.5.3.1.6)."""
+        lines = payload.split(b"\r\n")
+        first = self._begun + len(lines[0])
+        self._begun = len(lines[-1]) if len(lines) > 1 else first
+        return max(first, *map(len, lines)) > limits.TEXT_LINE - 2
 
 
 class DataReceiver:
@@ -25,13 +42,13 @@ class DataReceiver:
         ended: the end of data has been seen.
     """
 
-    __slots__ = ("_bare", "_decoder", "_eight_bit_ok", "_limit", "_strict", "ended", "refusal")
+    __slots__ = ("_bare", "_decoder", "_eight_bit_ok", "_limit", "_lines", "ended", "refusal")
 
     def __init__(self, options: ServerOptions, eight_bit_ok: bool) -> None:
         self._decoder = DotDecoder(keep_crlf=True)
         self._limit = options.max_message_bytes
         self._bare = options.bare_newlines
-        self._strict = options.strict
+        self._lines = _Lines() if options.strict else None
         self._eight_bit_ok = eight_bit_ok
         self.refusal: Reply | None = None
         self.ended = False
@@ -50,16 +67,18 @@ class DataReceiver:
             self.refusal = TOO_LARGE
         elif bare and self._bare == "reject":
             self.refusal = BARE_NEWLINE
-        elif self._strict and decoder.has_nul:
-            self.refusal = NUL_IN_MESSAGE
-        elif self._strict and decoder.has_8bit and not self._eight_bit_ok:
-            self.refusal = EIGHT_BIT_UNDECLARED
-        if self.refusal is not None:
-            return b"", end
-        if bare and self._bare == "normalize":
-            # A CR at the end of a chunk is held back by the decoder, so no CR LF is ever torn apart here.
-            payload = _BARE.sub(b"\r\n", payload)
-        return payload, end
+        else:
+            if bare and self._bare == "normalize":
+                # A CR at the end of a chunk is held back by the decoder, so no CR LF is ever torn apart here.
+                payload = _BARE.sub(b"\r\n", payload)
+            if (lines := self._lines) is not None:
+                if decoder.has_nul:
+                    self.refusal = NUL_IN_MESSAGE
+                elif decoder.has_8bit and not self._eight_bit_ok:
+                    self.refusal = EIGHT_BIT_UNDECLARED
+                elif self.refusal is None and lines.too_long(payload):
+                    self.refusal = LONG_LINE_IN_MESSAGE
+        return (payload, end) if self.refusal is None else (b"", end)
 
 
 class ChunkReceiver:
@@ -80,8 +99,8 @@ class ChunkReceiver:
         "_eight_bit_ok",
         "_last",
         "_limit",
+        "_lines",
         "_size",
-        "_strict",
         "ended",
         "left",
         "refusal",
@@ -90,9 +109,9 @@ class ChunkReceiver:
     def __init__(self, options: ServerOptions, eight_bit_ok: bool, binary: bool) -> None:
         self._limit = options.max_message_bytes
         self._bare = options.bare_newlines
-        self._strict = options.strict
         self._eight_bit_ok = eight_bit_ok
         self._binary = binary
+        self._lines = _Lines() if options.strict else None
         self._size = 0
         self._cr = False  # a CR is held back until it is known whether LF follows
         self._last = False
@@ -129,18 +148,21 @@ class ChunkReceiver:
             payload = payload[:-1]
         bare = False
         if self._bare != "keep":
-            lines = payload.count(b"\r\n")
-            bare = not (payload.count(b"\n") == lines == payload.count(b"\r"))
+            ends = payload.count(b"\r\n")
+            bare = not (payload.count(b"\n") == ends == payload.count(b"\r"))
         # As with DATA, a later piece may have the better reason.
         reason = self.refusal
         if bare and self._bare == "reject":
             reason = BARE_NEWLINE
-        elif reason is not BARE_NEWLINE and self._strict:
-            if b"\0" in payload:
-                reason = NUL_IN_MESSAGE
-            elif reason is None and not (self._eight_bit_ok or payload.isascii()):
-                reason = EIGHT_BIT_UNDECLARED
+        elif reason is not BARE_NEWLINE:
+            if bare:
+                payload = _BARE.sub(b"\r\n", payload)
+            if (lines := self._lines) is not None:
+                if b"\0" in payload:
+                    reason = NUL_IN_MESSAGE
+                elif reason is not NUL_IN_MESSAGE and not (self._eight_bit_ok or payload.isascii()):
+                    reason = EIGHT_BIT_UNDECLARED
+                elif reason is None and lines.too_long(payload):
+                    reason = LONG_LINE_IN_MESSAGE
         self.refusal = reason
-        if reason is not None:
-            return b""
-        return _BARE.sub(b"\r\n", payload) if bare else payload
+        return payload if reason is None else b""

@@ -36,6 +36,7 @@ from ..reply import (
     MIXED_WITH_BDAT,
     NESTED_MAIL,
     NO_ARGUMENTS,
+    NO_HTTP,
     NO_RECIPIENTS,
     NO_VALID_RECIPIENTS,
     NOT_IMPLEMENTED,
@@ -247,6 +248,8 @@ class ServerProtocol(AccessProtocol):
             return self._refuse(BAD_SEQUENCE)
         if self._commands is not self._profile.commands and verb in self._profile.commands:
             return self._refuse(TLS_REQUIRED)
+        if verb in _HTTP:
+            return self._refuse(NO_HTTP)
         return self._refuse(NOT_IMPLEMENTED if verb in _NOT_IMPLEMENTED else UNRECOGNIZED)
 
     def reply_each(self, replies: Sequence[Reply | None]) -> None:
@@ -518,6 +521,8 @@ _TURNED_AWAY: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
 
 # Verbs of RFC 5321 and its elders that exist elsewhere: 502, not 500 (RFC 5321 4.2.4).
 _NOT_IMPLEMENTED: Final = frozenset({"TURN", "SEND", "SOML", "SAML"})
+# A browser was made to speak to us, and the commands are in what it posts: nothing more is read, as Postfix does.
+_HTTP: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 
 
 # In letters of one case: an initial response that stands in the mechanism's place has both.

@@ -25,6 +25,7 @@ from .contract import (
     Stats,
     Target,
 )
+from .control import QueueConsole, QueueControl, RemoteQueue
 from .postgres import PostgresQueue
 from .sqlite import SQLiteQueue
 
@@ -41,12 +42,15 @@ __all__ = [
     "Page",
     "PostgresQueue",
     "Queue",
+    "QueueConsole",
+    "QueueControl",
     "QueueError",
     "QueueFull",
     "QueueInUse",
     "QueueUnavailable",
     "QueuedMessage",
     "Recipient",
+    "RemoteQueue",
     "Result",
     "SQLiteQueue",
     "State",

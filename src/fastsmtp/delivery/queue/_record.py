@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from fastsmtp.extensions import DeliverBy, MailParams, OriginalRecipient, RcptParams, ValidSince
 from fastsmtp.reply import EnhancedCode, Reply
 
-from .contract import Envelope, NoSuchMessage, QueueUnavailable, Recipient, Result, State
+from .contract import Envelope, Message, NoSuchMessage, QueuedMessage, QueueUnavailable, Recipient, Result, State
 
 __all__ = [
     "StoredRecipient",
@@ -28,7 +28,9 @@ __all__ = [
     "decode_recipients",
     "encode_envelope",
     "encode_recipients",
+    "message_from",
     "message_id",
+    "message_json",
     "message_number",
     "new_recipient",
     "new_recipients",
@@ -196,6 +198,53 @@ def queued_recipient(stored: StoredRecipient, destination: str, next_attempt: fl
         stored.reply,
         stored.delay_reported,
     )
+
+
+def message_json(queued: QueuedMessage) -> dict[str, Any]:
+    """All that is known of a message, for JSON: the fields of `Message` and `Recipient` by their names."""
+    message = queued.message
+    return {
+        "id": message.id,
+        "sender": message.sender,
+        "params": _mail_params(message.params),
+        "received": message.received,
+        "expires": message.expires,
+        "priority": message.priority,
+        "origin": dict(message.origin),
+        "size": message.size,
+        "held": message.held,
+        "recipients": [
+            {
+                "number": each.number,
+                "address": each.address,
+                "destination": each.destination,
+                "params": _rcpt_params(each.params),
+                "state": str(each.state),
+                "attempts": each.attempts,
+                "next_attempt": each.next_attempt,
+                "reply": None
+                if each.reply is None
+                else [each.reply.code, [*each.reply.enhanced_code], each.reply.message],
+                "delay_reported": each.delay_reported,
+            }
+            for each in queued.recipients
+        ],
+    }
+
+
+def message_from(fields: dict[str, Any]) -> QueuedMessage:
+    """What `message_json` was given."""
+    recipients = []
+    for each in fields["recipients"]:
+        reply = each["reply"]
+        changed = {
+            "params": _read_rcpt_params(each["params"]),
+            "state": State(each["state"]),
+            "reply": None if reply is None else Reply(reply[0], EnhancedCode(*reply[1]), reply[2]),
+        }
+        recipients.append(Recipient(**each | changed))
+    message = {name: value for name, value in fields.items() if name != "recipients"}
+    return QueuedMessage(Message(**message | {"params": _read_mail_params(fields["params"])}), tuple(recipients))
 
 
 def _versioned(text: str) -> Any:

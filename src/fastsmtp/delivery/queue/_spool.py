@@ -20,7 +20,7 @@ from typing import Final
 from fastsmtp.errors import ConfigurationError
 
 from .._groupsync import PARTS, WRITE_OUT, Files
-from .contract import QueueInUse
+from ._lock import LOCK, lock_directory
 
 __all__ = ["CHUNK", "Spool", "SpoolFile", "SpoolReader"]
 
@@ -51,7 +51,7 @@ class Spool:
         self._fds: list[int] = []
         try:
             _make(path)
-            self._fds.append(_lock(path))
+            self._fds.append(lock_directory(path))
             bodies = os.path.join(path, "bodies")
             os.makedirs(bodies, 0o700, exist_ok=True)
             self._bodies = os.open(bodies, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -199,25 +199,5 @@ def _make(path: str) -> None:
         return
     except NotADirectoryError as error:
         raise ConfigurationError(f"not a queue: {path} is no directory") from error
-    if present and "lock" not in present:
+    if present and LOCK not in present:
         raise ConfigurationError(f"not a queue: {path} has files, but no lock")
-
-
-if sys.platform != "win32":
-    import fcntl
-
-    def _lock(path: str) -> int:
-        fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(OSError):  # only a hint; a queue on a full disk must open to be emptied
-                os.ftruncate(fd, 0)
-                os.write(fd, b"%d\n" % os.getpid())
-        except BlockingIOError:
-            owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            raise QueueInUse(f"queue {path} is open already, in process {owner}: give each worker its own") from None
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd

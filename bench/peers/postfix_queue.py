@@ -1,7 +1,8 @@
-"""Postfix, taking mail into its queue and holding it there: what it answers is durable.  `postfix_accept.py PORT DIR`, by root.
+"""Postfix, taking mail into its queue: what it answers is durable.  `postfix_queue.py PORT DIR [NEXT_PORT]`, by root.
 
-An instance of its own: configured, queued and logged in DIR, stopped by SIGTERM.  A held message is as a queued one, but no queue
-manager looks at it, so what is measured is the accepting alone.
+An instance of its own: configured, queued and logged in DIR, stopped by SIGTERM.  With NEXT_PORT it hands everything on to that port of
+loopback.  Without, it holds what it takes: a held message is as a queued one, but no queue manager looks at it, so what is measured is
+the accepting alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 mynetworks = 127.0.0.0/8
 smtpd_relay_restrictions = permit_mynetworks, reject
-smtpd_sender_restrictions = check_sender_access static:HOLD
+in_flow_delay = 0
+{more}
 smtpd_peername_lookup = no
 smtp_dns_support_level = disabled
 maillog_file = {root}/log
@@ -51,6 +53,8 @@ bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
 trace unix - - n - 0 bounce
 proxymap unix - - n - - proxymap
+smtp unix - - n - - smtp
+scache unix - - n - 1 scache
 error unix - - n - - error
 retry unix - - n - - error
 anvil unix - - n - 1 anvil
@@ -60,10 +64,13 @@ postlog unix-dgram n - n - 1 postlogd
 
 def main() -> int:
     port, root = sys.argv[1], pathlib.Path(sys.argv[2]).resolve()
+    more = "smtpd_sender_restrictions = check_sender_access static:HOLD"
+    if len(sys.argv) > 3:
+        more = f"default_transport = smtp:[127.0.0.1]:{sys.argv[3]}"
     for folder in (root, root / "queue", root / "data"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
-    (root / "main.cf").write_text(MAIN_CF.format(root=root))
+    (root / "main.cf").write_text(MAIN_CF.format(root=root, more=more))
     (root / "master.cf").write_text(MASTER_CF.format(port=port))
     os.chown(root / "data", pwd.getpwnam("postfix").pw_uid, -1)
     program = shutil.which("postfix", path=os.environ.get("PATH", "") + ":/usr/sbin") or "postfix"
