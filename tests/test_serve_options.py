@@ -158,7 +158,9 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastsmtp._logs.configure", lambda form, verbose: None)  # it would take the handlers of the tests
+    monkeypatch.setattr(
+        "fastsmtp._logs.configure", lambda form, verbose: None
+    )  # it would take the handlers of the tests
     ours, theirs = os.pipe()
     names = {
         "CERT": str(authority.issue()),
