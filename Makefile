@@ -97,7 +97,8 @@ fuzz-smoke: $(VENV)/.installed-dev $(DOTSCAN)  ## a few seconds of the same
 	$(BIN)/python -m fuzz.twins --jobs 2 --seconds 15 --size 0.3
 	$(BIN)/python -m fuzz.server --jobs 2 --seconds 15 --size 0.3
 	$(BIN)/python -m fuzz.client --jobs 2 --seconds 10 --size 0.3
-	for form in $(DOTSCAN); do $$form -max_total_time=3 -max_len=700 -verbosity=0 -print_final_stats=1 fuzz/corpus/dotscan -runs=100000 || exit 1; done
+	mkdir -p build/fuzz/found && for form in $(DOTSCAN); do \
+	    $$form -max_total_time=3 -max_len=700 -verbosity=0 -print_final_stats=1 build/fuzz/found fuzz/corpus/dotscan || exit 1; done
 
 sanitize: $(VENV)/.installed-dev  ## the tests on an extension under sanitizers, and on one with all of Cython's checks
 	$(BIN)/python -m fuzz.variants sanitized -m pytest -n $(JOBS) $(ARGS)

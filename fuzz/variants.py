@@ -9,6 +9,7 @@ of the interpreter, which finds the copy first.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import pathlib
@@ -73,7 +74,7 @@ VARIANTS: Final = {
 
 
 def build(name: str) -> pathlib.Path:
-    """Build a variant for this interpreter; the folder that has the package in it."""
+    """Build a variant for this interpreter, if it is not there; the folder that has the package in it."""
     # By name, as neither has types; only a build needs them.
     cythonize: Any = importlib.import_module("Cython.Build").cythonize
     setuptools: Any = importlib.import_module("setuptools")
@@ -81,6 +82,12 @@ def build(name: str) -> pathlib.Path:
 
     variant = VARIANTS[name]
     folder = ROOT / "build" / "variants" / f"{name}-{sysconfig.get_config_var('SOABI')}"
+    stamp = folder / "stamp"
+    made_of = hashlib.sha256(repr(variant).encode() + os.environ.get("CC", "").encode())
+    for source in sorted(path for path in SOURCE.rglob("*") if path.suffix in (".py", ".pyi", ".pyx", ".pxd", ".h")):
+        made_of.update(source.read_bytes())
+    if stamp.exists() and stamp.read_text() == made_of.hexdigest():
+        return folder
     shutil.rmtree(folder, ignore_errors=True)
     package = folder / "fastsmtp"
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
@@ -108,6 +115,7 @@ def build(name: str) -> pathlib.Path:
     command.build_lib, command.build_temp = str(folder), str(folder / "objects")
     command.ensure_finalized()
     command.run()
+    stamp.write_text(made_of.hexdigest())
     return folder
 
 
