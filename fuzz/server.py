@@ -324,7 +324,7 @@ def follow(case: Case, outcome: Outcome) -> list[bytes | None]:
             if code in (221, 421) or (codes == [421] and enough):
                 return _ended(codes, outcome, messages)
         if not secure:
-            if codes == [500] and options.chunking and data[position : position + 4].upper() == b"BDAT":
+            if codes in ([500], [421, 500]) and options.chunking and data[position : position + 4].upper() == b"BDAT":
                 return _ended([], outcome, messages)  # it was longer than any line
             break
     if codes and codes != [421]:
