@@ -166,6 +166,7 @@ class _Peer:
         self.errors: list[object] = []
         self.transactions: list[Transaction] = []
         self.wrote = 0
+        self.unended = False
 
     def run(self) -> None:
         """Until both have nothing more to say."""
@@ -194,6 +195,12 @@ class _Peer:
         roll = next(self.rolls, None)
         if roll is None:
             return b""
+        said = b"x\r\n" if self.unended else self.choose(command, roll)
+        # What follows an unended line ends it and is no reply of its own, or there would be two of them.
+        self.unended = said != b"" and not said.endswith(b"\n")
+        return said
+
+    def choose(self, command: Command, roll: int) -> bytes:
         if roll % 1000 < self.case.strange:
             return self.case.answers[roll % len(self.case.answers)]
         verb = command.verb
