@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import io
+import os
 import pathlib
 import socket
 import ssl
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -271,9 +274,72 @@ def test_what_is_no_message(wrong: Any) -> None:
     ("message", "size"),
     [(b"", 0), (b"x", 3), (b"x\n", 3), (b"x\r", 3), (b"x\r\n", 3), (b"\n\r\n\r", 6), (b"a\rb\nc\r\nd", 12)],
 )
-def test_size_is_that_on_the_wire(message: bytes, size: int) -> None:
-    assert Outgoing(message).size == size
-    assert Outgoing(message, binary=True).size == len(message)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_size_is_that_on_the_wire(kind: type, message: bytes, size: int) -> None:
+    assert Outgoing(kind(message)).size == size
+    assert Outgoing(kind(message), binary=True).size == len(message)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_where_eight_bits_are(kind: type) -> None:
+    """In pieces as in one: a header that ends across two of them, and one without an end."""
+    header = b"x: " + b"y" * (256 * 1024 - 5)
+    cases = {
+        header + b"\r\n\r\n" + b"z" * 10: (False, False),
+        header + b"\r\n\r\n" + b"\xc3\xa4": (True, False),
+        header + b"\n\n\xc3\xa4" + b"z" * 300_000: (True, False),
+        header + b"\xc3\xa4\r\n\r\nz": (True, True),
+        b"z" * 300_000 + b"\xc3\xa4": (True, True),
+        b"\xc3\xa4: a\r\n\r\n": (True, True),
+    }
+    for message, expected in cases.items():
+        outgoing = Outgoing(kind(message))
+        assert (outgoing.eight_bit, outgoing.utf8_header) == expected
+
+
+def test_a_view_is_not_copied(run: Runner) -> None:
+    """What is kept in a bytearray is sent from there, and so is a part of it; a view with gaps, or of other items, in its octets."""
+    kept = bytearray(WHOLE * 20)
+
+    async def main() -> None:
+        tracemalloc.start()
+        try:
+            count = 0
+            async for piece, _ in Outgoing(kept).pieces():
+                count += len(piece)
+            assert count == len(kept)
+            assert tracemalloc.get_traced_memory()[1] < len(kept) / 4
+        finally:
+            tracemalloc.stop()
+        words = array.array("H", b"\r\n\r\n")
+        for view in (memoryview(kept)[7:20], memoryview(kept)[:20:2], memoryview(words)):
+            assert [piece async for piece in Outgoing(view).pieces()] == [(view.tobytes(), True)]
+
+    run(main)
+
+
+def test_a_file_that_has_nothing_now(run: Runner) -> None:
+    """A pipe that nobody waits for is not at its end: half a message is never whole."""
+
+    async def main() -> None:
+        inbox = Inbox()
+        async with Server(inbox.backend(), addr=f"{HERE}:0") as server:
+            read, write = os.pipe()
+            os.set_blocking(read, False)
+            with open(read, "rb", buffering=0) as file, open(write, "wb", buffering=0) as other:
+                other.write(MESSAGE)
+                with pytest.raises(BlockingIOError):
+                    await send_mail(SENDER, TO, file, host=HERE, port=server.port)
+            assert not inbox.mail
+
+    run(main)
+
+
+def test_before_there_is_a_connection() -> None:
+    client = Client(HERE, 25)
+    assert client.extension("size") is None and client.max_message_size is None and client.max_recipients is None
+    assert not (client.supports_auth("plain") or client.extensions or client.auth_mechanisms or client.authenticated)
+    assert (client.server_name, client.greeting, client.tls_connection_state) == ("", None, None)
 
 
 def test_size_of_the_rest_of_a_file(tmp_path: pathlib.Path) -> None:
