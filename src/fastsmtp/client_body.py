@@ -41,7 +41,7 @@ class Outgoing:
         size: its octets as they go over the wire, before dots are doubled; None if that is not known, for a file a good guess
             (RFC 1870 section 5).
         eight_bit: it has octets over 127; None if that is not known.
-        utf8_header: its header has some.
+        utf8_header: its header has some; False if that is not known.
 
     Raises:
         TypeError: it is text, or nothing that holds a message.
