@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -1071,6 +1071,53 @@ def test_silence_at_every_step(run: Runner, step: str) -> None:
         assert error.maybe_delivered is (step == ".")
 
     run(main)
+
+
+OTHERS: dict[str, Callable[[Client], Awaitable[object]]] = {
+    "STARTTLS": lambda client: client.start_tls(),
+    "AUTH": lambda client: client.auth(PlainClient("user", "secret")),
+    "NOOP": lambda client: client.noop(),
+    "RSET": lambda client: client.reset(),
+    "VRFY": lambda client: client.verify("user"),
+    "EXPN": lambda client: client.expand("list"),
+    "HELP": lambda client: client.help(),
+    "XCLIENT": lambda client: client.xclient(XClient(name="a.example")),
+    "XFORWARD": lambda client: client.xforward(XForward(name="a.example")),
+    "ETRN": lambda client: client.command("ETRN", "a.example"),
+}
+
+
+@pytest.mark.parametrize("verb", OTHERS)
+@pytest.mark.parametrize("reply", [SILENCE, CLOSE, b"what?\r\n", b"250-half\r\n" + SILENCE, b"354 go on\r\n"])
+def test_trouble_at_other_commands(verb: str, reply: bytes) -> None:
+    """None of them is waited for longer than `Timeouts.command`."""
+    offer = b"250-x\r\n250-STARTTLS\r\n250-AUTH PLAIN\r\n250-XCLIENT NAME\r\n250 XFORWARD NAME\r\n"
+    silent = reply.endswith(SILENCE)
+
+    class Stalls(Fake):
+        async def _say(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, what: str) -> bool:
+            if what == verb and silent:
+                writer.write(reply.removesuffix(SILENCE))
+                while await reader.read(65536):
+                    pass
+                return False
+            return await super()._say(reader, writer, what)
+
+    async def main() -> None:
+        async with fake({"EHLO": offer, verb: reply}, kind=Stalls) as server:
+            timeouts = Timeouts(command=0.02) if silent else Timeouts()
+            options = ClientOptions(
+                host=HERE, port=server.port, starttls="never", allow_insecure_auth=True, timeouts=timeouts
+            )
+            client = Client(options=options)
+            await client.connect()
+            with pytest.raises(TimedOut if silent else ConnectionLost) as caught:
+                await OTHERS[verb](client)
+            assert not silent or f"no reply to {verb} in time" in str(caught.value)
+            assert not client.usable
+            await client.wait_closed()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("step", ["BDAT", "LAST"])
