@@ -636,6 +636,9 @@ def test_names_are_resolved(run: Runner) -> None:
         assert any(end[0] == HERE for _, end in await dial.resolve("localhost", 25))
         with pytest.raises(OSError):
             await dial.resolve("does-not-exist.invalid", 25)
+        for name in ("a..b", ".", "a" * 64 + ".example", "\udc80.example", "é" * 100):
+            with pytest.raises(OSError):
+                await Client(name, 25).connect()
 
     run(main)
 
