@@ -20,7 +20,7 @@ from fastsmtp.delivery.worker import DeliveryWorker
 
 from . import postgres as servers
 
-pytestmark = pytest.mark.skipif(bool(servers.absence()), reason=servers.absence())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(servers.absence()), reason=servers.absence())]
 
 LEASE = 1.0
 
@@ -141,7 +141,7 @@ class PuttingSession(DefaultSession):
         await self._queue.put(Envelope(context.sender, targets), reader)
 
 
-@pytest.mark.parametrize("mode", ["fast", pytest.param("immediate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_the_database_is_stopped_and_started(mode: str) -> None:
     """Clients get 451 meanwhile; what they were told 250 for is delivered, and the worker goes on by itself."""
     server, schema = servers.Cluster(servers.FAST | {"fsync": "on"}), "fastsmtp"
