@@ -24,7 +24,10 @@ PAIRS = [*((False, *case) for case in CASES), *((True, *case) for case in CASES 
 
 @pytest.mark.parametrize(
     ("loop", "lmtp", "how", "step"),
-    [(loop.values[0], *pair) for loop, pair in zip(itertools.cycle(LOOPS), PAIRS, strict=False)],
+    [
+        pytest.param(loop.values[0], *pair, marks=[] if pair[1] == "one by one" else [pytest.mark.slow])
+        for loop, pair in zip(itertools.cycle(LOOPS), PAIRS, strict=False)
+    ],
 )
 def test_every_fault_at_every_step(
     loop: Callable[[], asyncio.AbstractEventLoop], lmtp: bool, how: str, step: str
