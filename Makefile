@@ -23,12 +23,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,interop,bench,dev]'
 	touch $@
 
-# nodemailer is put beside the Python packages; without npm its tests are skipped.
-$(VENV)/.installed-interop: $(VENV)/.installed tests/interop/nodemailer/package.json
+# nodemailer, smtp-server and go-smtp are put beside the Python packages; without npm or Go their tests are skipped.
+$(VENV)/.installed-interop: $(VENV)/.installed tests/interop/nodemailer/package.json $(wildcard tests/interop/gosmtp/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,interop]'
 	mkdir -p $(VENV)/interop
 	cp tests/interop/nodemailer/package.json $(VENV)/interop/
 	if command -v npm >/dev/null; then npm install --prefix $(VENV)/interop --no-package-lock --no-audit --no-fund --silent; fi
+	if command -v go >/dev/null; then go build -C tests/interop/gosmtp -o "$(abspath $(VENV))/interop/gosmtp" . || echo "go-smtp is not built"; fi
 	touch $@
 
 serve: $(VENV)/.installed  ## take mail on 127.0.0.1:8025 into ./Maildir (ARGS="--port 2525 ...")
@@ -40,7 +41,7 @@ test: $(VENV)/.installed  ## the tests
 test-slow: $(VENV)/.installed  ## kill storms, long runs
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
 
-interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, nodemailer, Go and aiosmtplib, where they are installed
+interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, Node's, Go's and Python's libraries, where they are installed
 	$(BIN)/python -m pytest -m interop --timeout 300 $(ARGS)
 
 soak: $(VENV)/.installed  ## honest and hostile clients against the real server for an hour (SECONDS=...)
