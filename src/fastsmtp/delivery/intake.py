@@ -93,7 +93,9 @@ class QueueBackend(DefaultBackend):
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def store(self, envelope: Envelope, body: Body) -> str:
-        """`Queue.put`, which deliveries by `calm` stand back for."""
+        """`Queue.put`, which deliveries by `calm` stand back for, if the message is whole: a large one comes as fast as its client sends."""
+        if not isinstance(body, bytes):
+            return await self.queue.put(envelope, body)
         self._storing += 1
         try:
             return await self.queue.put(envelope, body)
