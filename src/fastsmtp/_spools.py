@@ -18,6 +18,7 @@ from .errors import ConfigurationError
 __all__ = ["Spools", "join_id", "split_id"]
 
 _CONTROL: Final = "control"
+_OTHERS: Final = frozenset({LOCK, "lost+found"})  # the latter where a file system begins
 
 
 class Spools:
@@ -74,7 +75,7 @@ class Spools:
 
     def _check(self) -> None:
         names = os.listdir(self.path)
-        strange = [name for name in names if name != LOCK and not _is_number(name)]
+        strange = [name for name in names if name not in _OTHERS and not _is_number(name)]
         if "queue.db" in strange:
             raise ConfigurationError(
                 f"{self.path} is one queue, not a relay's directory of them: move it to {self.path}/0"
