@@ -276,6 +276,8 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
 
         def orphaned() -> None:
             nonlocal patience
+            assert parent is not None
+            loop.remove_reader(parent)  # it stays at its end
             patience = min(patience, _ORPHANED)  # whoever comes after us waits for what we have open
             stop.set()
 
