@@ -42,6 +42,7 @@ class Spools:
         try:
             if not os.path.isdir(self.path):
                 os.mkdir(self.path, 0o700)
+                _sync(os.path.dirname(self.path))  # mail in a directory without a name would be lost
             self._check()
             self._lock = lock_directory(self.path)
         except OSError as error:
@@ -82,6 +83,14 @@ class Spools:
             )
         if strange:
             raise ConfigurationError(f"not a queue: {self.path} has other files, such as {strange[0]!r}")
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_number(name: str) -> bool:
