@@ -15,7 +15,7 @@ import pytest
 from fastsmtp import Client, ClientOptions, DeliverBy, EnhancedCode, MailParams, RcptParams, Reply, Server, SMTPError
 from fastsmtp.delivery import QueueBackend, QueueSession, RelayAccess
 from fastsmtp.delivery.intake import BUSY, COURTESY
-from fastsmtp.delivery.queue import Envelope, QueuedMessage, SQLiteQueue, Target
+from fastsmtp.delivery.queue import Body, Envelope, QueuedMessage, SQLiteQueue, Target
 from fastsmtp.delivery.schedule import Schedule
 from fastsmtp.errors import ConfigurationError
 from fastsmtp.protocol.xforward import XClient, XForward
@@ -354,28 +354,38 @@ def test_the_disk_gives_the_pace(run: Runner, tmp_path: Path) -> None:
 
 
 def test_deliveries_stand_back_while_mail_comes_in(run: Runner, tmp_path: Path) -> None:
+    class Gated(SQLiteQueue):
+        gate: asyncio.Event
+
+        async def put(self, envelope: Envelope, body: Body) -> str:
+            await self.gate.wait()
+            return await super().put(envelope, body)
+
     async def main() -> None:
-        async with SQLiteQueue(tmp_path / "queue") as queue:
+        async with Gated(tmp_path / "queue") as queue:
+            queue.gate = asyncio.Event()
             backend = QueueBackend(queue, StaticRoutes({}))
             target = Envelope("", (Target("a@x.example", "x.example"),))
-            await backend.calm()
-            release = asyncio.Event()
+            loop = asyncio.get_running_loop()
 
-            async def slow() -> AsyncIterator[bytes]:
-                await release.wait()
+            async def stream() -> AsyncIterator[bytes]:
                 yield BODY
 
-            puts = [asyncio.create_task(backend.store(target, slow())) for _ in range(BUSY)]
+            streams = [asyncio.create_task(backend.store(target, stream())) for _ in range(BUSY)]
             await asyncio.sleep(0)
-            loop = asyncio.get_running_loop()
+            calm = asyncio.create_task(backend.calm())
+            await asyncio.sleep(0)
+            assert calm.done()  # clients that are slow count for nothing
+            puts = [asyncio.create_task(backend.store(target, BODY)) for _ in range(BUSY)]
+            await asyncio.sleep(0)
             began = loop.time()
             await backend.calm()  # only for a moment: some go on
             assert loop.time() - began >= COURTESY * 0.9
             waiting = asyncio.create_task(backend.calm())
             await asyncio.sleep(0)
             assert not waiting.done()
-            release.set()
-            await asyncio.gather(*puts)
+            queue.gate.set()
+            await asyncio.gather(*puts, *streams)
             await waiting
 
     run(main)

@@ -93,7 +93,9 @@ class QueueBackend(DefaultBackend):
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def store(self, envelope: Envelope, body: Body) -> str:
-        """`Queue.put`, which deliveries by `calm` stand back for."""
+        """`Queue.put`, which deliveries by `calm` stand back for, if the message is whole: a large one comes as fast as its client sends."""
+        if not isinstance(body, bytes):
+            return await self.queue.put(envelope, body)
         self._storing += 1
         try:
             return await self.queue.put(envelope, body)
@@ -141,6 +143,7 @@ class QueueSession(DefaultSession):
         self._conn: Conn | None = None
         self._received: Final = ReceivedWriter(backend.domain)
         self._trusted: bool | None = None  # None: not asked yet
+        self._origin: tuple[tuple[object, ...], dict[str, str]] | None = None
 
     def connect(self, conn: Conn) -> None:
         """Keep the connection, which tells who the client is."""
@@ -149,7 +152,7 @@ class QueueSession(DefaultSession):
     def helo(self, name: str) -> None:
         """A new greeting, perhaps within TLS now."""
         self._received.forget()
-        self._trusted = None
+        self._trusted = self._origin = None
 
     def rcpt(self, recipient: str, params: RcptParams) -> Reply | None:
         """Accept a recipient that the client may send to."""
@@ -213,8 +216,16 @@ class QueueSession(DefaultSession):
             expires,
             not_before,
             self._priority(params),
-            _origin(context),
+            self._origin_of(context),
         )
+
+    def _origin_of(self, context: DataContext) -> dict[str, str]:
+        """The same for most messages of a session."""
+        key = (context.helo, context.xforward, context.conn.username)
+        origin = self._origin
+        if origin is None or origin[0] != key:
+            self._origin = origin = (key, _origin(context))
+        return origin[1]
 
     @property
     def _is_trusted(self) -> bool:
