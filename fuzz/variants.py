@@ -9,6 +9,7 @@ of the interpreter, which finds the copy first.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import re
@@ -73,26 +74,37 @@ VARIANTS: Final = {
 
 def build(name: str) -> pathlib.Path:
     """Build a variant for this interpreter; the folder that has the package in it."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-    from setuptools.command.build_ext import build_ext
+    # By name, as neither has types; only a build needs them.
+    cythonize: Any = importlib.import_module("Cython.Build").cythonize
+    setuptools: Any = importlib.import_module("setuptools")
+    build_ext: Any = importlib.import_module("setuptools.command.build_ext").build_ext
 
     variant = VARIANTS[name]
     folder = ROOT / "build" / "variants" / f"{name}-{sysconfig.get_config_var('SOABI')}"
     shutil.rmtree(folder, ignore_errors=True)
     package = folder / "fastsmtp"
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
-    source = package / "_textproto.pyx"
-    text = source.read_text(encoding="utf-8")
-    for directive, value in variant.directives.items():
-        # What the file itself says goes before what cythonize is told.
-        text = re.sub(rf"(?m)^(# cython: .*\b{directive}=)\w+", rf"\g<1>{value}", text)
-    source.write_text(text, encoding="utf-8")
     flags = list(variant.flags)
-    module = Extension("fastsmtp._textproto", [str(source)], extra_compile_args=flags, extra_link_args=flags)
-    directives: dict[str, Any] = {"language_level": 3, **variant.directives}
-    modules = cythonize([module], compiler_directives=directives, force=True, quiet=True)
-    command = build_ext(Distribution({"name": name, "ext_modules": modules}))
+
+    def modules(name: str, source: pathlib.Path, **more: object) -> list[Any]:
+        text = source.read_text(encoding="utf-8")
+        for directive, value in variant.directives.items():
+            # What the file itself says goes before what cythonize is told.
+            text = re.sub(rf"(?m)^(# cython: .*\b{directive}=)\w+", rf"\g<1>{value}", text)
+        source.write_text(text, encoding="utf-8")
+        extension = setuptools.Extension(name, [str(source)], extra_compile_args=flags, extra_link_args=flags)
+        directives = {"language_level": 3, **variant.directives, **more}
+        found: list[Any] = cythonize(
+            [extension], compiler_directives=directives, include_path=[str(folder)], force=True, quiet=True
+        )
+        return found
+
+    extensions = modules("fastsmtp._textproto", package / "_textproto.pyx")
+    for source in sorted((package / "protocol").glob("*.pxd")):
+        # As setup.py has it.
+        name = f"fastsmtp.protocol.{source.stem}"
+        extensions += modules(name, source.with_suffix(".py"), binding=False, annotation_typing=False)
+    command = build_ext(setuptools.Distribution({"name": name, "ext_modules": extensions}))
     command.build_lib, command.build_temp = str(folder), str(folder / "objects")
     command.ensure_finalized()
     command.run()
