@@ -8,7 +8,7 @@ SECONDS ?= 3600
 COMPILED := $(patsubst %.pxd,%.py,$(wildcard src/fastsmtp/protocol/*.pxd))
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi src/fastsmtp/protocol/*.pxd) $(COMPILED)
 
-.PHONY: help serve test test-slow interop soak soak-nightly faults coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
+.PHONY: help serve test test-slow interop soak soak-nightly mutants faults coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +50,11 @@ soak: $(VENV)/.installed  ## honest and hostile clients against the real server 
 soak-nightly: SECONDS = 300
 soak-nightly: soak  ## the same for five minutes
 
+mutants: $(VENV)/.installed  ## altered dialogues at random against the real server, beside honest clients (SECONDS=...)
+	$(BIN)/python -m soak --mutants --crowd 0 --rate 10 --seconds $(SECONDS) $(ARGS)
+
 faults: $(VENV)/.installed  ## system calls that fail, full disks, killed processes, clocks that jump, cut connections; tells how many
-	$(BIN)/python -m pytest -m '' -rP --timeout 600 tests/test_faults.py tests/test_cut_off.py tests/test_interposed.py tests/test_disturbed.py $(ARGS)
+	$(BIN)/python -m pytest -m '' -rP --show-capture=stdout --timeout 600 tests/test_faults.py tests/test_hook_faults.py tests/test_cut_off.py tests/test_interposed.py tests/test_disturbed.py $(ARGS)
 
 coverage: $(VENV)/.installed  ## the tests with the coverage of src/fastsmtp
 	rm -f .coverage .coverage.*
