@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from fastsmtp import Client, ClientOptions, DeliverBy, EnhancedCode, MailParams, RcptParams, Reply, Server, SMTPError
+from fastsmtp import (
+    Client,
+    ClientOptions,
+    Conn,
+    DeliverBy,
+    EnhancedCode,
+    MailParams,
+    RcptParams,
+    Reply,
+    Server,
+    SMTPError,
+)
 from fastsmtp.delivery import QueueBackend, QueueSession, RelayAccess, intake
 from fastsmtp.delivery.queue import Body, Envelope, QueuedMessage, SQLiteQueue, Target
 from fastsmtp.delivery.schedule import Schedule
@@ -393,5 +404,71 @@ def test_deliveries_stand_back_while_mail_comes_in(
             queue.gate.set()
             await asyncio.gather(*tasks, last)
             assert not await waits()
+
+    run(main)
+
+
+class SlowQueue(SQLiteQueue):
+    """Takes nothing of a message in pieces beyond the first until it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.may = asyncio.Event()
+
+    async def put(self, envelope: Envelope, body: Body) -> str:
+        if isinstance(body, bytes):
+            return await super().put(envelope, body)
+        pieces = body
+
+        async def slowly() -> AsyncIterator[bytes]:
+            async for piece in pieces:
+                yield piece
+                await self.may.wait()
+
+        return await super().put(envelope, slowly())
+
+
+def test_a_slow_queue_slows_its_client(run: Runner, tmp_path: Path) -> None:
+    """Neither the server's memory nor its answer runs ahead of the disk."""
+    size = 40_000_000  # more than the sockets' buffers of both sides
+
+    async def main() -> None:
+        async with SlowQueue(tmp_path / "queue") as queue:
+            async with Server(QueueBackend(queue, StaticRoutes({})), addr="127.0.0.1:0", max_message_bytes=0) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+                await reader.readuntil(b"354")
+                await reader.readline()
+                sent = 0
+
+                async def send() -> None:
+                    nonlocal sent
+                    line = (b"x" * 98 + b"\r\n") * 1000
+                    while sent < size:
+                        writer.write(line)
+                        await writer.drain()
+                        sent += len(line)
+                    writer.write(b".\r\n")
+
+                sending = asyncio.create_task(send())
+                before = -1
+                while before != sent:  # until nothing moves any more
+                    before = sent
+                    await asyncio.wait([sending], timeout=0.3)
+                assert not sending.done() and sent < size
+                held: list[int] = []
+
+                def look(conn: Conn) -> None:
+                    assert conn._reception is not None
+                    held.append(conn._reception._reader.buffered + conn._core.buffered)
+
+                server.for_each_conn(look)
+                assert len(held) == 1 and held[0] < 2_000_000
+                queue.may.set()
+                await sending
+                assert (await reader.readline()).startswith(b"250 ")
+                writer.close()
+            (message,) = (await queue.list()).messages
+            assert message.message.size > size
 
     run(main)
