@@ -8,7 +8,7 @@ SECONDS ?= 3600
 COMPILED := $(patsubst %.pxd,%.py,$(wildcard src/fastsmtp/protocol/*.pxd))
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi src/fastsmtp/protocol/*.pxd) $(COMPILED)
 
-.PHONY: help serve test test-slow interop soak soak-nightly faults coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
+.PHONY: help serve test test-slow interop soak soak-nightly mutants faults coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,12 +23,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,interop,bench,dev]'
 	touch $@
 
-# nodemailer is put beside the Python packages; without npm its tests are skipped.
-$(VENV)/.installed-interop: $(VENV)/.installed tests/interop/nodemailer/package.json
+# nodemailer, smtp-server and go-smtp are put beside the Python packages; without npm or Go their tests are skipped.
+$(VENV)/.installed-interop: $(VENV)/.installed tests/interop/nodemailer/package.json $(wildcard tests/interop/gosmtp/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[standard,test,interop]'
 	mkdir -p $(VENV)/interop
 	cp tests/interop/nodemailer/package.json $(VENV)/interop/
 	if command -v npm >/dev/null; then npm install --prefix $(VENV)/interop --no-package-lock --no-audit --no-fund --silent; fi
+	if command -v go >/dev/null; then go build -C tests/interop/gosmtp -o "$(abspath $(VENV))/interop/gosmtp" . || echo "go-smtp is not built"; fi
 	touch $@
 
 serve: $(VENV)/.installed  ## take mail on 127.0.0.1:8025 into ./Maildir (ARGS="--port 2525 ...")
@@ -40,7 +41,7 @@ test: $(VENV)/.installed  ## the tests
 test-slow: $(VENV)/.installed  ## kill storms, long runs
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
 
-interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, nodemailer, Go and aiosmtplib, where they are installed
+interop: $(VENV)/.installed-interop  ## against Postfix, swaks, OpenSSL, HAProxy, curl, Node's, Go's and Python's libraries, where they are installed
 	$(BIN)/python -m pytest -m interop --timeout 300 $(ARGS)
 
 soak: $(VENV)/.installed  ## honest and hostile clients against the real server for an hour (SECONDS=...)
@@ -49,8 +50,11 @@ soak: $(VENV)/.installed  ## honest and hostile clients against the real server 
 soak-nightly: SECONDS = 300
 soak-nightly: soak  ## the same for five minutes
 
+mutants: $(VENV)/.installed  ## altered dialogues at random against the real server, beside honest clients (SECONDS=...)
+	$(BIN)/python -m soak --mutants --crowd 0 --rate 10 --seconds $(SECONDS) $(ARGS)
+
 faults: $(VENV)/.installed  ## system calls that fail, full disks, killed processes, clocks that jump, cut connections; tells how many
-	$(BIN)/python -m pytest -m '' -rP --timeout 600 tests/test_faults.py tests/test_cut_off.py tests/test_interposed.py tests/test_disturbed.py $(ARGS)
+	$(BIN)/python -m pytest -m '' -rP --show-capture=stdout --timeout 600 tests/test_faults.py tests/test_hook_faults.py tests/test_cut_off.py tests/test_interposed.py tests/test_disturbed.py $(ARGS)
 
 coverage: $(VENV)/.installed  ## the tests with the coverage of src/fastsmtp
 	rm -f .coverage .coverage.*
@@ -67,11 +71,13 @@ types: $(VENV)/.installed-dev  ## mypy --strict, and the stub of the extension a
 
 bench: $(VENV)/.installed-dev  ## the measurements, against what peers the machine can have
 	$(BIN)/python -m bench.e2e $(ARGS)
+	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.micro
 	$(BIN)/python -m bench.callgrind
 
 bench-smoke: $(VENV)/.installed-dev  ## a few seconds of the same
 	$(BIN)/python -m bench.e2e --smoke $(ARGS)
+	$(BIN)/python -m bench.relay --rounds 1 --messages 200 --sessions 5
 	$(BIN)/python -m pytest bench -m '' -q --benchmark-min-rounds=2 --benchmark-max-time=0.05
 
 # Fuzzers under the compiler's sanitizers; clang has libFuzzer.

@@ -28,7 +28,9 @@ __all__ = ["RESULTS", "Row", "Table", "load", "machine", "save", "table", "write
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
+README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- tables: made by python -m bench.report -->", "<!-- end of tables -->"
+SHOWN = ("kept", "fresh", "big", "durable")  # pictures that the README shows at once
 
 
 @dataclass(slots=True)
@@ -182,10 +184,7 @@ def write(tables: Sequence[Table], folder: pathlib.Path) -> str:
 
 
 def publish(folder: pathlib.Path) -> None:
-    """Put tables and pictures into the documentation, in the place between two marks."""
-    page = DOCS / "performance.md"
-    head, _, rest = page.read_text().partition(BEGIN)
-    tail = rest.partition(END)[2]
+    """Put tables and pictures into the documentation, and the pictures into the README."""
     pictures = DOCS / "performance"
     pictures.mkdir(exist_ok=True)
     parts = []
@@ -200,7 +199,29 @@ def publish(folder: pathlib.Path) -> None:
     for page_of in ("relay.md", "micro.md"):
         if (folder / page_of).exists():
             parts.append((folder / page_of).read_text())
-    page.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
+    _replace(DOCS / "performance.md", "\n".join(parts))
+    there = {path.stem for path in pictures.glob("*.svg")}
+    shown = [each for each in WORKLOADS if each.name in SHOWN and each.name in there]
+    more = [each for each in WORKLOADS if each.name not in SHOWN and each.name in there]
+    gallery = [
+        *map(_picture, shown),
+        "<details><summary>The other workloads</summary>\n",
+        *map(_picture, more),
+        "</details>\n",
+    ]
+    _replace(README, "\n".join(gallery))
+
+
+def _picture(workload: Workload) -> str:
+    return f"![{workload.title}](docs/performance/{workload.name}.svg)\n"
+
+
+def _replace(page: pathlib.Path, text: str) -> None:
+    """Put text between the two marks of a page."""
+    head, begin, rest = page.read_text().partition(BEGIN)
+    if not begin:
+        raise SystemExit(f"{page} has no mark {BEGIN}")
+    page.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 def main() -> int:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import importlib
 import io
 import itertools
 import pathlib
 import pkgutil
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +34,7 @@ from fastsmtp import (
     Reply,
     Server,
     ServerOptions,
+    TLSFiles,
     limits,
 )
 from fastsmtp.address import AddressError, parse_forward_path, split_mailbox
@@ -45,6 +48,7 @@ from fastsmtp.protocol.proxy import encode_proxy_v1, encode_proxy_v2
 from fastsmtp.protocol.replies import ReplyReader
 from fastsmtp.sasl import SERVERS, LoginClient, PlainClient
 
+from .certificates import Authority
 from .client_support import ALL, GO, OK, greeted, tell
 from .dialogue import CUTS, cut
 from .fake_server import fake
@@ -391,7 +395,7 @@ def test_a_mechanism_after_one_that_failed(first: str) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "octets"])
 def test_the_longest_names(how: str) -> None:
-    """CVE-2019-16928 (Exim: a long EHLO), CVE-2019-15846 (Exim: a backslash at the end)."""
+    """CVE-2019-16928 (Exim: a long EHLO); names and addresses that end in a backslash, as in CVE-2019-15846."""
     for name in (
         b"a" * 255,
         b"a." * 127 + b"a",
@@ -406,6 +410,28 @@ def test_the_longest_names(how: str) -> None:
     for path in (b'<"a\\">', b'<"a\\"@b.example>', b'<"\\', b"<a\\@b.example>", b"<a@b.example\\>"):
         codes, events = talk(core(), GREETED + b"MAIL FROM:" + path + b"\r\nNOOP\r\n", how)
         assert codes == ["250", "501", "250"] and len(events) == 1, path
+
+
+@pytest.mark.parametrize("name", ["a\\", "\\", "*", "*.example", "x" * 63, "a" * 63 + ".example", "MX.Example"])
+def test_server_names_of_clients(tmp_path: pathlib.Path, name: str) -> None:
+    """CVE-2019-15846 (Exim: a server name in TLS that ends in a backslash): it picks a certificate, or none of its own, and that is all."""
+    authority = Authority(tmp_path)
+    own, other = authority.issue(), authority.issue("other.example")
+    files = TLSFiles(own, by_name={"mx.example": (own, None), "*.other.example": (other, None)})
+    ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = authority.client()
+    context.check_hostname = False
+    client = context.wrap_bio(theirs, ours, server_hostname=name)
+    server = files().wrap_bio(ours, theirs, server_side=True)
+    done = 0
+    for _ in range(10):
+        for side in (client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+                done += 1
+    assert done >= 2
+    certificate = client.getpeercert()
+    assert certificate is not None and ("DNS", "mx.example") in certificate["subjectAltName"]
 
 
 def test_names_for_a_shell_stay_names(tmp_path: pathlib.Path) -> None:

@@ -28,7 +28,7 @@ from soak.servers import Served
 from soak.texts import message, the_number_in
 
 from fastsmtp import Client as Sender
-from fastsmtp import ClientOptions, Server
+from fastsmtp import ClientOptions, Server, SMTPError
 from fastsmtp.delivery import RelayBackend
 
 from .interposing import interposer, why_not
@@ -122,19 +122,28 @@ def test_the_next_hop_is_killed(tmp_path: pathlib.Path) -> None:
     stop = asyncio.Event()
 
     async def send(port: int) -> None:
+        """Connection after connection: refused commands are counted, those behind a refused MAIL too, and end in 421."""
         while not stop.is_set():
-            async with Sender("127.0.0.1", port, local_hostname="client.example") as client:
-                for _ in range(20):
-                    number = ledger.number()
-                    (delivery,) = await client.send_message("a@client.example", ["b@server.example"], message(number))
-                    code = delivery.reply.code
-                    assert code in (250, 451), delivery
-                    ledger.counts[f"answered {code}"] += code == 451
-                    if code == 250:
-                        ledger.promised(number, "hop")
-                    else:  # the relay itself is well, and says so at once
-                        assert (await client.noop()).code == 250
-                        await asyncio.sleep(0.01)
+            with contextlib.suppress(SMTPError):
+                async with Sender("127.0.0.1", port, local_hostname="client.example") as client:
+                    await send_some(client)
+
+    async def send_some(client: Sender) -> None:
+        for _ in range(20):
+            number = ledger.number()
+            try:
+                (delivery,) = await client.send_message("a@client.example", ["b@server.example"], message(number))
+            except SMTPError as error:
+                assert error.code == 421, error
+                raise
+            code = delivery.reply.code
+            assert code in (250, 421, 451), delivery
+            if code == 250:
+                ledger.promised(number, "hop")
+            elif code == 451:  # the relay itself is well, and says so at once
+                ledger.counts["answered 451"] += 1
+                assert (await client.noop()).code in (250, 421)
+                await asyncio.sleep(0.01)
 
     async def main() -> None:
         async with running("hop", tmp_path) as hop:
@@ -290,7 +299,7 @@ def test_a_disk_that_is_full(small_disk: pathlib.Path, size: str) -> None:
     refused = 0
     try:
         with contextlib.closing(Raw(target.port)) as first, contextlib.closing(Raw(target.port)) as second:
-            for _ in range(6):
+            for _ in range(3):
                 while True:
                     replies = target.sent([first, second], size)
                     target.check("write")

@@ -201,8 +201,8 @@ def test_each_call_fails(tmp_path: pathlib.Path, kind: str, size: str, count: in
     with under_test(kind, tmp_path) as (target, faults), contextlib.ExitStack() as stack:
         senders = [stack.enter_context(contextlib.closing(Sender(target.port))) for _ in range(count)]
         assert all(reply.startswith("250") for reply in target.sent(senders, size))
-        for error in ERRORS:
-            for stays in (False, True) if error else (False,):
+        for error in ERRORS if count == 1 else ERRORS[:2]:
+            for stays in (False, True) if error in ERRORS[:2] else (False,):
                 met += _each_call(target, faults, senders, size, error, stays)
     print(f"{kind}, {size}, {count} at once: {sum(met.values())} faults, {dict(met)}")
 

@@ -16,7 +16,7 @@ DEFAULT_QUEUE: Final = "sqlite:./queue"
 POLICIES: Final = ("none", "may", "encrypt", "verify")
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?)([smhd]?)")
+_DURATION: Final = re.compile(r"([0-9]++(?:\.[0-9]*+)?)([smhd]?)")
 _QUEUED_ONLY: Final = (
     "retry_first",
     "retry_longest",

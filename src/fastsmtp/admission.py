@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from . import limits
-from .authentication import Exchange, failure_delay
+from .authentication import Exchange, failure_delay, session_from
 from .channel import AT_THE_GATE, ENDING, NOT_GREETED, PEER_IS_DEAF, SHAKING_HANDS, Channel, no_answer
 from .entrance import ProxyGate, start_tls
-from .hooks import is_awaitable
+from .hooks import given_up, is_awaitable
 from .protocol import Auth, AuthResponse, ClientIs, MailFrom, StartTLS, XClient
-from .reply import AUTH_FAILED, EARLY_TALKER, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, AuthRequired, Reply
+from .reply import AUTH_FAILED, EARLY_TALKER, HOOK_FAILED, TLS_UNAVAILABLE, TOO_MANY_AUTH_FAILURES, AuthRequired, Reply
 from .session import Address, ConnectionState, Session
 from .tracing import tracer
 
@@ -304,7 +304,7 @@ class Admission(Channel):
         session, self._session = self._session, None
         if session is not None:
             await self._hooks.call(session, "logout")
-        if not self._server.session_on_connect:
+        if not self._server.session_on_connect or given_up():
             return None
         reply: Reply | None = await self._hooks.call(self, "_open")
         return None if reply is None or reply.accepted else reply
@@ -323,23 +323,26 @@ class Admission(Channel):
             return None  # the client may yet authenticate; MAIL asks again
         if is_awaitable(session):
             return self._open_later(session)
-        self._session = session
+        self._session = session_from(session)
         hook = getattr(session, "connect", None)
         return None if hook is None else hook(self.conn)
 
-    async def _open_later(self, session: Awaitable[Session]) -> Reply | None:
+    async def _open_later(self, awaitable: Awaitable[Session]) -> Reply | None:
         try:
-            self._session = opened = await session
+            session = session_from(await awaitable)
         except AuthRequired:
             return None
-        return await self._hooks.call(opened, "connect", self.conn)
+        if given_up():
+            return await self._hooks.call(session, "logout")
+        self._session = session
+        return await self._hooks.call(session, "connect", self.conn)
 
     async def _open_and_mail(self, event: MailFrom) -> Reply | None:
         """A session that is made at its first MAIL sees connect and helo before it, as any other."""
         session: Any = self._server.backend.anonymous_login(self.state)
         if is_awaitable(session):
             session = await session
-        reply = await self._introduce(session)
+        reply = await self._introduce(session_from(session))
         if reply is not None:
             return reply
         self._session = session
@@ -350,11 +353,13 @@ class Admission(Channel):
         welcome = False
         try:
             for name, argument in (("connect", self.conn), ("helo", self._core.hello)):
+                if given_up():
+                    return HOOK_FAILED
                 reply = await self._hooks.call(session, name, argument)
                 if reply is not None and not reply.accepted:
                     return reply
-            welcome = True
+            welcome = not given_up()
         finally:
             if not welcome:
                 await self._hooks.call(session, "logout")
-        return None
+        return None if welcome else HOOK_FAILED

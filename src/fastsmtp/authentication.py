@@ -44,7 +44,7 @@ from .session import Session
 if TYPE_CHECKING:
     from .connection import Conn
 
-__all__ = ["Authenticator", "Exchange", "MechanismFactory", "failure_delay"]
+__all__ = ["Authenticator", "Exchange", "MechanismFactory", "failure_delay", "session_from"]
 
 MechanismFactory = Callable[["Conn"], ServerMechanism]
 """Makes the server side of one exchange for a connection."""
@@ -165,7 +165,8 @@ class Exchange:
             if isinstance(outcome, Lookup):
                 outcome = self._mechanism.found(await self._secret(outcome.user))
             elif isinstance(outcome, Verify):
-                session = self._verified = _session(await self._verify(outcome.credentials))
+                found = await self._verify(outcome.credentials)
+                session = self._verified = None if found is None else session_from(found)
                 self.refused = session is None
                 outcome = self._mechanism.verified(not self.refused, getattr(session, "username", None) or None)
             elif isinstance(outcome, Challenge):
@@ -211,10 +212,10 @@ def failure_delay(first: float, failures: int) -> float:
     return min(first * (1 << min(failures - 1, 8)), _LONGEST_DELAY)
 
 
-def _session(result: Any) -> Session | None:
-    """What a callback gave, if that is a session or None: True or False is neither, and lets nobody in."""
-    if result is not None and not hasattr(result, "mail"):
-        raise TypeError(f"a backend gave {type(result).__name__}, not a Session or None")
+def session_from(result: Any) -> Session:
+    """What a backend gave, if that is a session; raises TypeError.  True or False is none, and lets nobody in."""
+    if not hasattr(result, "mail"):
+        raise TypeError(f"a backend gave {type(result).__name__}, not a Session")
     return result  # type: ignore[no-any-return]
 
 

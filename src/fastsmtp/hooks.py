@@ -18,7 +18,7 @@ from .reply import HOOK_FAILED, Reply, SMTPError
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["HookRunner", "is_awaitable", "streams"]
+__all__ = ["HookRunner", "given_up", "is_awaitable", "streams"]
 
 
 class HookRunner:
@@ -75,7 +75,11 @@ class HookRunner:
         """
         if sys.version_info >= (3, 12):
             return asyncio.Task(_guarded(awaitable), loop=loop, eager_start=True)
-        return loop.create_task(_guarded(awaitable))
+        task = loop.create_task(_guarded(awaitable))
+        if inspect.iscoroutine(awaitable):
+            # Cancelled before its first turn it was never awaited, and Python would complain of that.
+            task.add_done_callback(lambda _: awaitable.close())
+        return task
 
     @staticmethod
     async def call(target: object, name: str, *arguments: object) -> Reply | None:
@@ -106,6 +110,12 @@ async def _guarded(awaitable: Awaitable[Any]) -> Any:
 def is_awaitable(result: object) -> TypeIs[Awaitable[Any]]:
     """As `inspect.isawaitable`, whose abstract base class makes it four times as slow."""
     return hasattr(type(result), "__await__") or (isinstance(result, GeneratorType) and inspect.isawaitable(result))
+
+
+def given_up() -> bool:
+    """Tell, within a hook's task, whether the connection waits for it no more: a hook may have swallowed its cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def streams(hook: object) -> bool:
