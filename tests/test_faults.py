@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -38,6 +39,7 @@ from fastsmtp.protocol import ServerProtocol
 from fastsmtp.reception import Reception
 from fastsmtp.session import HookResult
 
+from .certificates import Authority
 from .loops import LOOPS, Runner
 from .serving import Serving, serving
 from .test_shell import Client
@@ -855,6 +857,89 @@ def test_nothing_of_a_connection_stays(run: Runner) -> None:
                 await asyncio.sleep(0)
             assert alive() <= before
             assert server.counters.messages == total // 6
+
+    run(main)
+
+
+CYCLES = {
+    "a long message that ends early": b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\nDATA\r\n" + b"x" * 200_000,
+    "a message that is too large": b"EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\nDATA\r\n"
+    + b"x\r\n" * 200_000
+    + b".\r\n",
+    "a login that ends early": b"EHLO x\r\nAUTH PLAIN\r\n",
+    "a hook that raises": b"EHLO x\r\nVRFY x\r\n",
+    "a handshake that fails": b"EHLO x\r\nSTARTTLS\r\n",
+    "a header that is none": b"PROXY UNKNOWN?\r\n",
+}
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="the tracer holds frames")
+@pytest.mark.parametrize("name", CYCLES)
+def test_nothing_waits_for_the_garbage_collector(run: Runner, tmp_path: pathlib.Path, name: str) -> None:
+    """What a hostile client leaves behind is gone with it: else a few hundred of them would cost a hundred megabytes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Authority(tmp_path).issue())
+
+    class Session(DefaultSession):
+        async def data(self, reader: DataReader, context: DataContext) -> None:
+            async for _ in reader:
+                pass
+
+        def vrfy(self, argument: str) -> None:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        options = ServerOptions(
+            addr="127.0.0.1:0",
+            error_logger=quiet(),
+            allow_insecure_auth=True,
+            tls=context,
+            proxy_from=("127.0.0.0/8",) if "header" in name else (),
+            max_message_bytes=300_000,
+        )
+        backend = DefaultBackend(Session)
+        backend.auth_mechanisms = ("PLAIN",)
+        met = 0
+
+        def left() -> int:
+            return sum(type(each) is Conn for each in gc.get_objects())
+
+        async with Server(backend, options=options) as server:
+            gc.collect()
+            before = left()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                    await until(lambda: server.counters.connections)
+                    met += 1
+                    writer.write(CYCLES[name])
+                    if "handshake" in name:
+                        while b"Ready" not in await reader.readline():
+                            pass
+                        writer.write(b"no TLS\r\n" * 1000)
+                    elif "login" in name:
+                        while b"334" not in await reader.readline():
+                            pass
+                    elif "raises" in name:
+                        while b"451" not in await reader.readline():
+                            pass
+                    elif "too large" in name:
+                        while b"552" not in await reader.readline():
+                            pass
+                    elif "ends early" in name:
+                        await until(lambda: [each for each in conns(server) if each._reception is not None])
+                        await writer.drain()
+                    writer.transport.abort()
+                    await until(lambda: not server.counters.connections)
+                for _ in range(100):
+                    if left() <= before:
+                        break
+                    await asyncio.sleep(0)
+                assert left() <= before
+                assert met == 3
+            finally:
+                gc.enable()
 
     run(main)
 

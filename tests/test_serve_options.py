@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio.selector_events
+import asyncio.sslproto
 import base64
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -792,6 +795,17 @@ def test_what_a_peer_sent_stays_on_its_line(capsys: pytest.CaptureFixture[str]) 
         root.setLevel(before[0])
         root.handlers[:] = before[1]
         logging.getLogger("asyncio").setLevel(before[2])
+
+
+def test_writes_to_who_is_gone_do_not_fill_the_log() -> None:
+    """The loops say one of two sentences for each such write, up to a hundred a connection; whatever else they say is logged."""
+    sentences = ("socket.send() raised exception.", "SSL connection is closed")
+    for module, sentence in zip((asyncio.selector_events, asyncio.sslproto), sentences, strict=True):
+        assert sentence in inspect.getsource(module)
+    code = "import logging; from fastsmtp._logs import configure; configure('text', 0); log = logging.getLogger('asyncio').warning\n"
+    code += "".join(f"log({text!r})\n" for text in (*sentences, "something else"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\S+ \S+ WARNING asyncio: something else\n", done.stderr)
 
 
 class Peer:

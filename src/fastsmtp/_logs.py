@@ -23,6 +23,7 @@ __all__ = ["RECIPIENTS", "EventLog", "TraceLog", "configure", "log_event", "sile
 RECIPIENTS: Final = 20
 """Recipients of a message that its record names; their number is there in any case."""
 
+_WRITTEN_TO_NOBODY: Final = frozenset({"socket.send() raised exception.", "SSL connection is closed"})
 _LOG: Final = logging.getLogger("fastsmtp")
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PLAIN: Final = re.compile(r"[^\s\"'=,\[\]{}\\]+")
@@ -40,7 +41,14 @@ def configure(form: str, verbose: int) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    loops = logging.getLogger("asyncio")  # uvloop's too
+    loops.setLevel(logging.WARNING)
+    loops.addFilter(_tells_something)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Leave out what both loops say of each write to a peer that is gone: not to whom, and so often that peers could fill a disk with it."""
+    return record.msg not in _WRITTEN_TO_NOBODY
 
 
 def silence(name: str) -> None:

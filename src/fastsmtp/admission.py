@@ -313,6 +313,10 @@ class Admission(Channel):
         self._core.offer = self._server.offer_for(self.conn)
         self._core.reply(reply)
 
+    def _end(self) -> None:
+        self._exchange = None  # it holds us
+        super()._end()
+
     # Sessions
 
     def _open(self) -> Any:

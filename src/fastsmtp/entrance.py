@@ -46,6 +46,7 @@ class ProxyGate(asyncio.Protocol):
             self._conn.server.counters.proxy_failures += 1
             self._conn.server.logger.info("not a PROXY header: %s", error.reason)
             self._transport.abort()
+            error.__traceback__ = None  # it holds us, and the reader holds it: a cycle
             return
         if whole:
             header = self._reader.header
@@ -132,6 +133,9 @@ async def _outcome(
         why = "closed by us"  # the loops take that for a success
     except Exception as error:  # noqa: BLE001 - what it was is the peer's affair
         why = type(error).__name__
+        # The loop's frame, which the traceback holds, holds a future that holds the error: a cycle, and in it all of TLS's buffers, a
+        # quarter of a megabyte for each handshake that failed, until the garbage collector came by.
+        error.__traceback__ = None
     except BaseException:
         _lose(loop, transport, conn)
         raise

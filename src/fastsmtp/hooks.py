@@ -54,13 +54,16 @@ class HookRunner:
 
     def failure(self, error: Exception, hook: object) -> Reply:
         """The reply that an exception is answered with; its text never reaches the peer unless it is an SMTPError."""
-        if isinstance(error, SMTPError):
-            return error.reply
-        if not isinstance(error, MessageAborted):  # its cause is the peer, and nobody waits for the answer
+        if not isinstance(
+            error, SMTPError | MessageAborted
+        ):  # the latter's cause is the peer, and nobody waits for the answer
             self._counters.errors += 1
             name = getattr(hook, "__qualname__", type(hook).__name__)
             self._logger.error("session hook %s failed", name, exc_info=error)
-        return HOOK_FAILED
+        # A message's reader keeps what it raised, whose traceback holds the reader, its connection and the hook's frames: a cycle that
+        # would wait for the garbage collector, with all that the message has in memory.
+        error.__traceback__ = None
+        return error.reply if isinstance(error, SMTPError) else HOOK_FAILED
 
     def given_up(self, what: str) -> None:
         """Log a hook that did not return in time."""
