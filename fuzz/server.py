@@ -108,8 +108,10 @@ class _Peer:
                 self.text.append(event.payload)
             elif event.payload:
                 raise Failure(f"payload of a refused message: {event!r}")
+            else:
+                self.text.clear()
             if event.ended:
-                self.messages.append((b"".join(self.text) if event.refusal is None else b"", event.refusal))
+                self.messages.append((b"".join(self.text), event.refusal))
                 self.text.clear()
             return
         self.events.append(event)
@@ -204,7 +206,7 @@ def drive(case: Case, pieces: Sequence[Sequence[bytes]], late: bool = False) -> 
     return Outcome(
         peer.events,
         peer.messages,
-        b"".join(peer.text) if protocol.in_body and protocol.refusal is None else b"",
+        b"".join(peer.text) if protocol.in_body else b"",
         b"".join(peer.out),
         (
             protocol.closing,
@@ -322,7 +324,7 @@ def follow(case: Case, outcome: Outcome) -> list[bytes | None]:
             if code in (221, 421) or (codes == [421] and enough):
                 return _ended(codes, outcome, messages)
         if not secure:
-            if codes == [500] and options.chunking and data[position : position + 4].upper() == b"BDAT":
+            if codes in ([500], [421, 500]) and options.chunking and data[position : position + 4].upper() == b"BDAT":
                 return _ended([], outcome, messages)  # it was longer than any line
             break
     if codes and codes != [421]:
@@ -469,7 +471,8 @@ def play(rng: random.Random, size: float) -> Counter[str]:
     kinds = profiles(rng)
     seeds = []
     for file, lines in dialogues.seeds():
-        options = ServerOptions(**file.options)  # type: ignore[arg-type]
+        # FUTURERELEASE tells the time of day.
+        options = ServerOptions(**{**file.options, "future_release": 0})  # type: ignore[arg-type]
         seeds.append(((ServerProfile(options), *offers(options, True)), lines))
     others = [lines for _, lines in seeds]
     answers = rng.choices(_ANSWERS, k=997)

@@ -9,6 +9,8 @@ of the interpreter, which finds the copy first.
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import os
 import pathlib
 import re
@@ -72,30 +74,48 @@ VARIANTS: Final = {
 
 
 def build(name: str) -> pathlib.Path:
-    """Build a variant for this interpreter; the folder that has the package in it."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-    from setuptools.command.build_ext import build_ext
+    """Build a variant for this interpreter, if it is not there; the folder that has the package in it."""
+    # By name, as neither has types; only a build needs them.
+    cythonize: Any = importlib.import_module("Cython.Build").cythonize
+    setuptools: Any = importlib.import_module("setuptools")
+    build_ext: Any = importlib.import_module("setuptools.command.build_ext").build_ext
 
     variant = VARIANTS[name]
     folder = ROOT / "build" / "variants" / f"{name}-{sysconfig.get_config_var('SOABI')}"
+    stamp = folder / "stamp"
+    made_of = hashlib.sha256(repr(variant).encode() + os.environ.get("CC", "").encode())
+    for source in sorted(path for path in SOURCE.rglob("*") if path.suffix in (".py", ".pyi", ".pyx", ".pxd", ".h")):
+        made_of.update(source.read_bytes())
+    if stamp.exists() and stamp.read_text() == made_of.hexdigest():
+        return folder
     shutil.rmtree(folder, ignore_errors=True)
     package = folder / "fastsmtp"
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
-    source = package / "_textproto.pyx"
-    text = source.read_text(encoding="utf-8")
-    for directive, value in variant.directives.items():
-        # What the file itself says goes before what cythonize is told.
-        text = re.sub(rf"(?m)^(# cython: .*\b{directive}=)\w+", rf"\g<1>{value}", text)
-    source.write_text(text, encoding="utf-8")
     flags = list(variant.flags)
-    module = Extension("fastsmtp._textproto", [str(source)], extra_compile_args=flags, extra_link_args=flags)
-    directives: dict[str, Any] = {"language_level": 3, **variant.directives}
-    modules = cythonize([module], compiler_directives=directives, force=True, quiet=True)
-    command = build_ext(Distribution({"name": name, "ext_modules": modules}))
+
+    def modules(name: str, source: pathlib.Path, **more: object) -> list[Any]:
+        text = source.read_text(encoding="utf-8")
+        for directive, value in variant.directives.items():
+            # What the file itself says goes before what cythonize is told.
+            text = re.sub(rf"(?m)^(# cython: .*\b{directive}=)\w+", rf"\g<1>{value}", text)
+        source.write_text(text, encoding="utf-8")
+        extension = setuptools.Extension(name, [str(source)], extra_compile_args=flags, extra_link_args=flags)
+        directives = {"language_level": 3, **variant.directives, **more}
+        found: list[Any] = cythonize(
+            [extension], compiler_directives=directives, include_path=[str(folder)], force=True, quiet=True
+        )
+        return found
+
+    extensions = modules("fastsmtp._textproto", package / "_textproto.pyx")
+    for source in sorted((package / "protocol").glob("*.pxd")):
+        # As setup.py has it.
+        name = f"fastsmtp.protocol.{source.stem}"
+        extensions += modules(name, source.with_suffix(".py"), binding=False, annotation_typing=False)
+    command = build_ext(setuptools.Distribution({"name": name, "ext_modules": extensions}))
     command.build_lib, command.build_temp = str(folder), str(folder / "objects")
     command.ensure_finalized()
     command.run()
+    stamp.write_text(made_of.hexdigest())
     return folder
 
 

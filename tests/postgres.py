@@ -75,6 +75,11 @@ def _user() -> str:
     return "postgres" if _account() else getpass.getuser()
 
 
+def _environment() -> dict[str, str]:
+    """Ours, but for what a sanitizer has loaded before the interpreter: it is not meant for the server."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def _run(directory: Path, program: str, *arguments: str | Path) -> str:
     """What a program of the server's says, that works in a directory."""
     found = binaries()
@@ -89,7 +94,7 @@ def _run(directory: Path, program: str, *arguments: str | Path) -> str:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=directory,
-            env={**os.environ, "LC_ALL": "C", "PGTZ": "UTC"},
+            env=_environment() | {"LC_ALL": "C", "PGTZ": "UTC"},
             check=False,
             **_account(),
         )

@@ -13,33 +13,42 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsmtp import DataContext, DataReader, DefaultBackend, DefaultSession, RcptParams, Reply, Server, SMTPError
 from fastsmtp.cli import main
 
 from .serving import Serving, serving
 
-__all__ = ["Said", "Sink", "deliver", "queue", "queued", "relaying", "sink", "until"]
+__all__ = ["Arrived", "Said", "Sink", "deliver", "queue", "queued", "relaying", "sink", "until", "without_trace"]
+
+
+class Arrived(NamedTuple):
+    """What a next hop has got."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    octets: Any
 
 
 class Sink:
     """A next hop in a thread.
 
+    Args:
+        keep: what is kept of a message's octets.
+
     Attributes:
-        messages: sender, recipients and octets of each, as they came.
+        messages: what has come, in its order.
         replies: to recipients, by address; the others are welcome.
         final: what is said to each message, None for 250.
-        keep: whether the octets of messages are kept.
         port: where it listens.
     """
 
-    def __init__(self) -> None:
-        self.messages: list[tuple[str, tuple[str, ...], bytes]] = []
+    def __init__(self, keep: Callable[[bytes], object]) -> None:
+        self.keep = keep
+        self.messages: list[Arrived] = []
         self.replies: dict[str, Reply] = {}
         self.final: Reply | None = None
-        self.keep = True
-        self.sizes: list[int] = []
         self.port = 0
 
     @property
@@ -48,7 +57,7 @@ class Sink:
 
     def bodies(self) -> list[bytes]:
         """The messages without the Received fields in front of them."""
-        return [without_trace(octets) for _, _, octets in self.messages]
+        return [without_trace(each.octets) for each in self.messages]
 
 
 def without_trace(octets: bytes) -> bytes:
@@ -72,21 +81,20 @@ class _Session(DefaultSession):
 
     async def data(self, reader: DataReader, context: DataContext) -> Reply | None:
         box = self._box
-        pieces, size = [], 0
-        async for piece in reader:
-            size += len(piece)
-            if box.keep:
-                pieces.append(piece)
+        octets = await reader.read()
         if box.final is None:
-            box.sizes.append(size)
-            box.messages.append((context.sender, tuple(context.recipients), b"".join(pieces)))
+            box.messages.append(Arrived(context.sender, tuple(context.recipients), box.keep(octets)))
         return box.final
 
 
+def _all(octets: bytes) -> bytes:
+    return octets
+
+
 @contextmanager
-def sink(**options: Any) -> Iterator[Sink]:
+def sink(keep: Callable[[bytes], object] = _all, **options: Any) -> Iterator[Sink]:
     """A next hop while it runs."""
-    box = Sink()
+    box = Sink(keep)
     ready = threading.Event()
     loop: asyncio.AbstractEventLoop
     ended: asyncio.Event

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import io
+import os
 import pathlib
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -271,9 +274,72 @@ def test_what_is_no_message(wrong: Any) -> None:
     ("message", "size"),
     [(b"", 0), (b"x", 3), (b"x\n", 3), (b"x\r", 3), (b"x\r\n", 3), (b"\n\r\n\r", 6), (b"a\rb\nc\r\nd", 12)],
 )
-def test_size_is_that_on_the_wire(message: bytes, size: int) -> None:
-    assert Outgoing(message).size == size
-    assert Outgoing(message, binary=True).size == len(message)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_size_is_that_on_the_wire(kind: type, message: bytes, size: int) -> None:
+    assert Outgoing(kind(message)).size == size
+    assert Outgoing(kind(message), binary=True).size == len(message)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_where_eight_bits_are(kind: type) -> None:
+    """In pieces as in one: a header that ends across two of them, and one without an end."""
+    header = b"x: " + b"y" * (256 * 1024 - 5)
+    cases = {
+        header + b"\r\n\r\n" + b"z" * 10: (False, False),
+        header + b"\r\n\r\n" + b"\xc3\xa4": (True, False),
+        header + b"\n\n\xc3\xa4" + b"z" * 300_000: (True, False),
+        header + b"\xc3\xa4\r\n\r\nz": (True, True),
+        b"z" * 300_000 + b"\xc3\xa4": (True, True),
+        b"\xc3\xa4: a\r\n\r\n": (True, True),
+    }
+    for message, expected in cases.items():
+        outgoing = Outgoing(kind(message))
+        assert (outgoing.eight_bit, outgoing.utf8_header) == expected
+
+
+def test_a_view_is_not_copied(run: Runner) -> None:
+    """What is kept in a bytearray is sent from there, and so is a part of it; a view with gaps, or of other items, in its octets."""
+    kept = bytearray(WHOLE * 20)
+
+    async def main() -> None:
+        tracemalloc.start()
+        try:
+            count = 0
+            async for piece, _ in Outgoing(kept).pieces():
+                count += len(piece)
+            assert count == len(kept)
+            assert tracemalloc.get_traced_memory()[1] < len(kept) / 4
+        finally:
+            tracemalloc.stop()
+        words = array.array("H", b"\r\n\r\n")
+        for view in (memoryview(kept)[7:20], memoryview(kept)[:20:2], memoryview(words)):
+            assert [piece async for piece in Outgoing(view).pieces()] == [(view.tobytes(), True)]
+
+    run(main)
+
+
+def test_a_file_that_has_nothing_now(run: Runner) -> None:
+    """A pipe that nobody waits for is not at its end: half a message is never whole."""
+
+    async def main() -> None:
+        inbox = Inbox()
+        async with Server(inbox.backend(), addr=f"{HERE}:0") as server:
+            read, write = os.pipe()
+            os.set_blocking(read, False)
+            with open(read, "rb", buffering=0) as file, open(write, "wb", buffering=0) as other:
+                other.write(MESSAGE)
+                with pytest.raises(BlockingIOError):
+                    await send_mail(SENDER, TO, file, host=HERE, port=server.port)
+            assert not inbox.mail
+
+    run(main)
+
+
+def test_before_there_is_a_connection() -> None:
+    client = Client(HERE, 25)
+    assert client.extension("size") is None and client.max_message_size is None and client.max_recipients is None
+    assert not (client.supports_auth("plain") or client.extensions or client.auth_mechanisms or client.authenticated)
+    assert (client.server_name, client.greeting, client.tls_connection_state) == ("", None, None)
 
 
 def test_size_of_the_rest_of_a_file(tmp_path: pathlib.Path) -> None:
@@ -570,6 +636,9 @@ def test_names_are_resolved(run: Runner) -> None:
         assert any(end[0] == HERE for _, end in await dial.resolve("localhost", 25))
         with pytest.raises(OSError):
             await dial.resolve("does-not-exist.invalid", 25)
+        for name in ("a..b", ".", "a" * 64 + ".example", "\udc80.example", "é" * 100):
+            with pytest.raises(OSError):
+                await Client(name, 25).connect()
 
     run(main)
 
@@ -1005,6 +1074,53 @@ def test_silence_at_every_step(run: Runner, step: str) -> None:
         assert error.maybe_delivered is (step == ".")
 
     run(main)
+
+
+OTHERS: dict[str, Callable[[Client], Awaitable[object]]] = {
+    "STARTTLS": lambda client: client.start_tls(),
+    "AUTH": lambda client: client.auth(PlainClient("user", "secret")),
+    "NOOP": lambda client: client.noop(),
+    "RSET": lambda client: client.reset(),
+    "VRFY": lambda client: client.verify("user"),
+    "EXPN": lambda client: client.expand("list"),
+    "HELP": lambda client: client.help(),
+    "XCLIENT": lambda client: client.xclient(XClient(name="a.example")),
+    "XFORWARD": lambda client: client.xforward(XForward(name="a.example")),
+    "ETRN": lambda client: client.command("ETRN", "a.example"),
+}
+
+
+@pytest.mark.parametrize("verb", OTHERS)
+@pytest.mark.parametrize("reply", [SILENCE, CLOSE, b"what?\r\n", b"250-half\r\n" + SILENCE, b"354 go on\r\n"])
+def test_trouble_at_other_commands(verb: str, reply: bytes) -> None:
+    """None of them is waited for longer than `Timeouts.command`."""
+    offer = b"250-x\r\n250-STARTTLS\r\n250-AUTH PLAIN\r\n250-XCLIENT NAME\r\n250 XFORWARD NAME\r\n"
+    silent = reply.endswith(SILENCE)
+
+    class Stalls(Fake):
+        async def _say(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, what: str) -> bool:
+            if what == verb and silent:
+                writer.write(reply.removesuffix(SILENCE))
+                while await reader.read(65536):
+                    pass
+                return False
+            return await super()._say(reader, writer, what)
+
+    async def main() -> None:
+        async with fake({"EHLO": offer, verb: reply}, kind=Stalls) as server:
+            timeouts = Timeouts(command=0.02) if silent else Timeouts()
+            options = ClientOptions(
+                host=HERE, port=server.port, starttls="never", allow_insecure_auth=True, timeouts=timeouts
+            )
+            client = Client(options=options)
+            await client.connect()
+            with pytest.raises(TimedOut if silent else ConnectionLost) as caught:
+                await OTHERS[verb](client)
+            assert not silent or f"no reply to {verb} in time" in str(caught.value)
+            assert not client.usable
+            await client.wait_closed()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("step", ["BDAT", "LAST"])

@@ -104,6 +104,32 @@ def test_tasks_and_connections_are_bounded(tmp_path: Path, run: Runner) -> None:
     run(main)
 
 
+def test_others_go_first_before_each_unit(tmp_path: Path, run: Runner) -> None:
+    async def main() -> None:
+        free = asyncio.Semaphore(0)
+        asked = 0
+
+        async def courtesy() -> None:
+            nonlocal asked
+            asked += 1
+            await free.acquire()
+
+        async with inbox() as box:
+            routes = StaticRoutes({"x.example": [box.port]})
+            async with site(tmp_path, routes, courtesy=courtesy) as at:
+                for number in range(3):
+                    await at.queue.put(envelope(f"{number}@x.example"), BODY)
+                for number in range(1, 4):
+                    while asked < number:
+                        await asyncio.sleep(0)
+                    assert len(box.messages) == number - 1
+                    free.release()
+                    await at.watch.saw(number)
+                assert await empty(at)
+
+    run(main)
+
+
 def test_a_slow_destination_does_not_hold_up_others(tmp_path: Path, run: Runner) -> None:
     async def main() -> None:
         async with inbox() as slow, inbox() as fast:

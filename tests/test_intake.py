@@ -12,10 +12,20 @@ from typing import Any
 
 import pytest
 
-from fastsmtp import Client, ClientOptions, DeliverBy, EnhancedCode, MailParams, RcptParams, Reply, Server, SMTPError
-from fastsmtp.delivery import QueueBackend, QueueSession, RelayAccess
-from fastsmtp.delivery.intake import BUSY, COURTESY
-from fastsmtp.delivery.queue import Envelope, QueuedMessage, SQLiteQueue, Target
+from fastsmtp import (
+    Client,
+    ClientOptions,
+    Conn,
+    DeliverBy,
+    EnhancedCode,
+    MailParams,
+    RcptParams,
+    Reply,
+    Server,
+    SMTPError,
+)
+from fastsmtp.delivery import QueueBackend, QueueSession, RelayAccess, intake
+from fastsmtp.delivery.queue import Body, Envelope, QueuedMessage, SQLiteQueue, Target
 from fastsmtp.delivery.schedule import Schedule
 from fastsmtp.errors import ConfigurationError
 from fastsmtp.protocol.xforward import XClient, XForward
@@ -353,29 +363,112 @@ def test_the_disk_gives_the_pace(run: Runner, tmp_path: Path) -> None:
     run(main)
 
 
-def test_deliveries_stand_back_while_mail_comes_in(run: Runner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("busy", [True, False])
+def test_deliveries_stand_back_while_mail_comes_in(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    monkeypatch.setattr(intake, "BUSY", 0.0 if busy else 1000.0)
+
+    class Gated(SQLiteQueue):
+        gate: asyncio.Event
+
+        async def put(self, envelope: Envelope, body: Body) -> str:
+            await self.gate.wait()
+            return await super().put(envelope, body)
+
     async def main() -> None:
-        async with SQLiteQueue(tmp_path / "queue") as queue:
+        async with Gated(tmp_path / "queue") as queue:
+            queue.gate = asyncio.Event()
             backend = QueueBackend(queue, StaticRoutes({}))
             target = Envelope("", (Target("a@x.example", "x.example"),))
-            await backend.calm()
-            release = asyncio.Event()
 
-            async def slow() -> AsyncIterator[bytes]:
-                await release.wait()
+            async def stream() -> AsyncIterator[bytes]:
                 yield BODY
 
-            puts = [asyncio.create_task(backend.store(target, slow())) for _ in range(BUSY)]
+            async def waits() -> bool:
+                calm = asyncio.create_task(backend.calm())
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                done = calm.done()
+                await calm  # in any case only for a moment: some deliveries go on
+                return not done
+
+            assert not await waits()
+            tasks = [asyncio.create_task(backend.store(target, stream()))]
             await asyncio.sleep(0)
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            await backend.calm()  # only for a moment: some go on
-            assert loop.time() - began >= COURTESY * 0.9
-            waiting = asyncio.create_task(backend.calm())
+            assert not await waits()  # clients that are slow count for nothing
+            tasks.append(asyncio.create_task(backend.store(target, BODY)))
             await asyncio.sleep(0)
-            assert not waiting.done()
-            release.set()
-            await asyncio.gather(*puts)
-            await waiting
+            assert await waits() == busy
+            last = asyncio.create_task(backend.calm())
+            queue.gate.set()
+            await asyncio.gather(*tasks, last)
+            assert not await waits()
+
+    run(main)
+
+
+class SlowQueue(SQLiteQueue):
+    """Takes nothing of a message in pieces beyond the first until it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.may = asyncio.Event()
+
+    async def put(self, envelope: Envelope, body: Body) -> str:
+        if isinstance(body, bytes):
+            return await super().put(envelope, body)
+        pieces = body
+
+        async def slowly() -> AsyncIterator[bytes]:
+            async for piece in pieces:
+                yield piece
+                await self.may.wait()
+
+        return await super().put(envelope, slowly())
+
+
+def test_a_slow_queue_slows_its_client(run: Runner, tmp_path: Path) -> None:
+    """Neither the server's memory nor its answer runs ahead of the disk."""
+    size = 40_000_000  # more than the sockets' buffers of both sides
+
+    async def main() -> None:
+        async with SlowQueue(tmp_path / "queue") as queue:
+            async with Server(QueueBackend(queue, StaticRoutes({})), addr="127.0.0.1:0", max_message_bytes=0) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+                await reader.readuntil(b"354")
+                await reader.readline()
+                sent = 0
+
+                async def send() -> None:
+                    nonlocal sent
+                    line = (b"x" * 98 + b"\r\n") * 1000
+                    while sent < size:
+                        writer.write(line)
+                        await writer.drain()
+                        sent += len(line)
+                    writer.write(b".\r\n")
+
+                sending = asyncio.create_task(send())
+                before = -1
+                while before != sent:  # until nothing moves any more
+                    before = sent
+                    await asyncio.wait([sending], timeout=0.3)
+                assert not sending.done() and sent < size
+                held: list[int] = []
+
+                def look(conn: Conn) -> None:
+                    assert conn._reception is not None
+                    held.append(conn._reception._reader.buffered + conn._core.buffered)
+
+                server.for_each_conn(look)
+                assert len(held) == 1 and held[0] < 2_000_000
+                queue.may.set()
+                await sending
+                assert (await reader.readline()).startswith(b"250 ")
+                writer.close()
+            (message,) = (await queue.list()).messages
+            assert message.message.size > size
 
     run(main)

@@ -287,6 +287,24 @@ def test_lmtp_replies_one_by_one() -> None:
     assert protocol.recipients == []
 
 
+@pytest.mark.parametrize("each", [True, False])
+def test_lmtp_ends_behind_the_last_reply(each: bool) -> None:
+    """What comes behind a 421 is not read: recipients that were accepted would get the message again."""
+    protocol = core(lmtp=True)
+    drive(protocol, b"LHLO x.example\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n")
+    protocol.receive_data(b"x\r\n.\r\nNOOP\r\n")
+    protocol.next_event()
+    stopping = Reply(421, EnhancedCode(4, 3, 2), "stopping")
+    if each:
+        protocol.reply_each([stopping, None])
+        second = b"250 2.0.0 Message accepted\r\n"
+    else:
+        protocol.reply(stopping)
+        second = b"451 4.3.2 stopping\r\n"
+    assert protocol.data_to_send() == b"451 4.3.2 stopping\r\n" + second + b"421 4.3.2 stopping\r\n"
+    assert protocol.closing and protocol.next_event() is None and not protocol.in_body
+
+
 def test_a_refused_message_is_consumed_and_refused_once() -> None:
     protocol = ready(max_message_bytes=10)
     out, _events = drive(protocol, b"x" * 5 + b"\r\n" + b"y" * 50)

@@ -33,6 +33,8 @@ LATER = Reply(451, EnhancedCode(4, 2, 1), "Not now")
 NEVER = Reply(550, EnhancedCode(5, 1, 1), "No such user")
 SLOW = ("--retry-first", "1h", "--retry-longest", "1h")
 TO = "--to smtp://next.example "
+# Each start of a process costs half a second: what shows the same with one worker waits for `make test-slow`.
+ONE_SLOW = pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -136,7 +138,7 @@ def test_one_relay_has_the_directory(tmp_path: pathlib.Path) -> None:
 # No open relay
 
 
-@pytest.mark.parametrize("to", [("--queue", "none"), ()])
+@pytest.mark.parametrize("to", [("--queue", "none"), pytest.param((), marks=pytest.mark.slow)])
 def test_it_does_not_start_as_an_open_relay(tmp_path: pathlib.Path, to: tuple[str, ...]) -> None:
     base = ("--to", "smtp://127.0.0.1:1", "--queue", f"sqlite:{tmp_path}/q", *to, "--port", "0", "--host", "0.0.0.0")
     done = run(*base)
@@ -145,6 +147,7 @@ def test_it_does_not_start_as_an_open_relay(tmp_path: pathlib.Path, to: tuple[st
     assert "--require-auth, --allow-from or --relay-domains must say who may relay" in done.stderr
 
 
+@pytest.mark.slow
 def test_nor_by_a_socket_that_it_inherits(tmp_path: pathlib.Path) -> None:
     base = ("--to", "smtp://127.0.0.1:1", "--queue", f"sqlite:{tmp_path}/q")
     with socket.create_server(("0.0.0.0", 0)) as public:
@@ -165,6 +168,7 @@ def refusals(relay: Serving, recipient: str = "c@d.example") -> tuple[int, str]:
         return code, text.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["none", "sqlite"])
 def test_who_may_relay(tmp_path: pathlib.Path, authority: Authority, place: str) -> None:
     users = add_user(tmp_path / "users", "anna", "secret")
@@ -201,7 +205,7 @@ def authority(tmp_path: pathlib.Path) -> Authority:
 # What arrives
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@ONE_SLOW
 def test_what_is_accepted_is_delivered(tmp_path: pathlib.Path, workers: str) -> None:
     with sink() as box:
         base = ("--to", box.url, "--queue", f"sqlite:{tmp_path}/q", "--workers", workers, "--domain", "relay.example")
@@ -278,7 +282,9 @@ def test_one_recipient_later_one_never(tmp_path: pathlib.Path) -> None:
 # Looking at it, and changing it
 
 
-@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize(
+    "running", [pytest.param(True, id="running"), pytest.param(False, id="stopped", marks=pytest.mark.slow)]
+)
 def test_queue(tmp_path: pathlib.Path, running: bool) -> None:
     place = f"sqlite:{tmp_path}/q"
     with sink() as box:
@@ -364,6 +370,7 @@ def test_what_workers_that_are_no_more_have_left_is_delivered(tmp_path: pathlib.
     assert sorted(os.listdir(tmp_path / "q")) == ["0", "1", "2", "lock"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_has_its_queue_again(tmp_path: pathlib.Path) -> None:
     place = f"sqlite:{tmp_path}/q"
     with sink() as box:
@@ -382,6 +389,7 @@ def test_a_worker_that_dies_is_replaced_and_has_its_queue_again(tmp_path: pathli
             assert relay.stop()[0] == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_relay_left_is_delivered_by_the_next(tmp_path: pathlib.Path) -> None:
     place = f"sqlite:{tmp_path}/q"
     with sink() as box:
@@ -400,6 +408,7 @@ def test_what_a_killed_relay_left_is_delivered_by_the_next(tmp_path: pathlib.Pat
             assert relay.stop()[0] == 0
 
 
+@pytest.mark.slow
 def test_it_waits_for_who_looks_at_its_queue(tmp_path: pathlib.Path) -> None:
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "lock").touch()
@@ -419,6 +428,7 @@ def test_it_waits_for_who_looks_at_its_queue(tmp_path: pathlib.Path) -> None:
 # Limits, metrics, the next hop
 
 
+@pytest.mark.slow
 def test_a_full_queue(tmp_path: pathlib.Path) -> None:
     with sink() as box:
         box.final = LATER
@@ -428,7 +438,7 @@ def test_a_full_queue(tmp_path: pathlib.Path) -> None:
                 deliver(relay.port)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@ONE_SLOW
 def test_metrics(tmp_path: pathlib.Path, workers: str) -> None:
     with sink() as box:
         box.replies |= {"later@d.example": LATER, "never@d.example": NEVER}
@@ -459,6 +469,7 @@ def test_metrics(tmp_path: pathlib.Path, workers: str) -> None:
             assert figures()["fastsmtp_queue_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_tls_and_a_login_at_the_next_hop(tmp_path: pathlib.Path, authority: Authority) -> None:
     users = add_user(tmp_path / "users", "relay", "secret")
     (tmp_path / "password").write_text("secret\n")

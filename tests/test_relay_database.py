@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import smtplib
 import socket
 from collections.abc import Iterator
@@ -16,7 +15,10 @@ from . import postgres
 from .relaying import deliver, queue, queued, relaying, sink, until
 from .test_relay_command import run
 
-pytestmark = pytest.mark.skipif(bool(postgres.absence()), reason=postgres.absence() or "it is there")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(postgres.absence()), reason=postgres.absence() or "it is there"),
+]
 
 MESSAGE = b"Subject: one\r\n\r\ntext\r\n"
 LATER = Reply(451, EnhancedCode(4, 2, 1), "Not now")
@@ -83,7 +85,6 @@ def test_one_of_two_is_killed_and_the_other_delivers_what_it_had(place: str) -> 
                 assert second.stop()[0] == 0
 
 
-@pytest.mark.slow
 def test_while_the_database_is_gone_clients_are_told_to_come_again() -> None:
     cluster = postgres.Cluster(postgres.FAST)
     try:
@@ -119,13 +120,11 @@ def test_while_the_database_is_gone_clients_are_told_to_come_again() -> None:
         cluster.remove()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_database_that_comes_later(tmp_path: pathlib.Path, workers: str) -> None:
+def test_a_database_that_comes_later() -> None:
     cluster = postgres.Cluster(postgres.FAST)
     cluster.stop()
     try:
-        with sink() as box, relaying("--to", box.url, "--queue", cluster.dsn, "--workers", workers) as relay:
+        with sink() as box, relaying("--to", box.url, "--queue", cluster.dsn) as relay:
             with pytest.raises(AssertionError, match="could not be queued, try again later"):
                 deliver(relay.port)
             cluster.start()

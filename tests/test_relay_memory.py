@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .relaying import relaying, sink, until
+from .relaying import relaying, sink, until, without_trace
 
 BLOCK = (b"x" * 998 + b"\r\n") * 100
 BLOCKS = 1000  # 100 MB
@@ -46,29 +46,20 @@ def send(port: int, verb: bytes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", [b"DATA", b"BDAT"], ids=["data", "bdat"])
-@pytest.mark.parametrize("place", ["none", "sqlite"])
+@pytest.mark.parametrize(("place", "verb"), [("none", b"DATA"), ("none", b"BDAT"), ("sqlite", b"DATA")])
 def test_100_megabytes(tmp_path: Path, place: str, verb: bytes) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc")
-    with sink() as box:
-        box.keep = False
+    with sink(digest) as box:
         with relaying("--to", box.url, "--queue", place if place == "none" else f"sqlite:{tmp_path}/q") as relay:
             send(relay.port, verb)
-            until(lambda: box.sizes)
-            assert box.sizes[0] >= BLOCKS * len(BLOCK)
+            until(lambda: box.messages)
             most = peak(relay.process.pid)
             assert relay.stop()[0] == 0
     print(f"{place} {verb.decode()}: {most >> 20} MB")
+    assert box.messages[0].octets == digest(BLOCK * BLOCKS)
     assert most < MOST
 
 
-@pytest.mark.slow
-def test_it_arrives_as_it_was_sent(tmp_path: Path) -> None:
-    with sink() as box:
-        with relaying("--to", box.url, "--queue", f"sqlite:{tmp_path}/q") as relay:
-            send(relay.port, b"DATA")
-            until(lambda: box.messages)
-            assert relay.stop()[0] == 0
-        expected = hashlib.sha256(BLOCK * BLOCKS).digest()
-        assert hashlib.sha256(box.bodies()[0]).digest() == expected
+def digest(octets: bytes) -> bytes:
+    return hashlib.sha256(without_trace(octets)).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 from collections.abc import Awaitable, Callable
 
@@ -107,9 +108,20 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def meeting(serve: Serve, visit: Callable[[Place], Awaitable[None]]) -> None:
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    served: set[asyncio.Task[None]] = set()
+
+    async def to_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        served.add(task)
+        with contextlib.suppress(ConnectionError):
+            await serve(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(to_the_end, "127.0.0.1", 0)
     async with server:
         await visit(Place("wrong", port=server.sockets[0].getsockname()[1], patience=0.1))
+        await asyncio.gather(*served)
 
 
 def answering(*replies: bytes) -> Serve:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _LOG: Final = logging.getLogger("fastsmtp")
+_ORPHANED: Final = 5.0  # seconds for what runs when the parent is gone
 _T = TypeVar("_T")
 
 
@@ -268,8 +269,17 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
         stop = asyncio.Event()
         hard = asyncio.Event()
 
+        patience = arguments.drain_timeout
+
         def stopping() -> None:
             (hard if stop.is_set() else stop).set()
+
+        def orphaned() -> None:
+            nonlocal patience
+            assert parent is not None
+            loop.remove_reader(parent)  # it stays at its end
+            patience = min(patience, _ORPHANED)  # whoever comes after us waits for what we have open
+            stop.set()
 
         loop.add_signal_handler(signal.SIGTERM, stopping)
         if service.minds_hangup:
@@ -277,7 +287,7 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
         if parent is None:
             loop.add_signal_handler(signal.SIGINT, stopping)
         else:
-            loop.add_reader(parent, stop.set)
+            loop.add_reader(parent, orphaned)
         listens()
         try:
             running = await _unless(stop, service.application.open(worker))
@@ -306,9 +316,9 @@ def _run_worker(service: _Service, sockets: Sequence[socket.socket], worker: int
                 _systemd.notify("STOPPING=1")
             for sock in sockets:
                 sock.close()  # whoever comes now is refused, or gets to the parent and another worker
-            until = loop.time() + arguments.drain_timeout
+            until = loop.time() + patience
             try:
-                await _unless(hard, server.shutdown(arguments.drain_timeout))
+                await _unless(hard, server.shutdown(patience))
                 await _unless(hard, running.stop(max(1.0, until - loop.time())))
             except _Interrupted:
                 await server.close()

@@ -18,6 +18,7 @@ from .errors import ConfigurationError
 __all__ = ["Spools", "join_id", "split_id"]
 
 _CONTROL: Final = "control"
+_OTHERS: Final = frozenset({LOCK, "lost+found"})  # the latter where a file system begins
 
 
 class Spools:
@@ -41,6 +42,7 @@ class Spools:
         try:
             if not os.path.isdir(self.path):
                 os.mkdir(self.path, 0o700)
+                _sync(os.path.dirname(self.path))  # mail in a directory without a name would be lost
             self._check()
             self._lock = lock_directory(self.path)
         except OSError as error:
@@ -74,13 +76,21 @@ class Spools:
 
     def _check(self) -> None:
         names = os.listdir(self.path)
-        strange = [name for name in names if name != LOCK and not _is_number(name)]
+        strange = [name for name in names if name not in _OTHERS and not _is_number(name)]
         if "queue.db" in strange:
             raise ConfigurationError(
                 f"{self.path} is one queue, not a relay's directory of them: move it to {self.path}/0"
             )
         if strange:
             raise ConfigurationError(f"not a queue: {self.path} has other files, such as {strange[0]!r}")
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_number(name: str) -> bool:

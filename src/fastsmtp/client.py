@@ -80,8 +80,8 @@ class Client(ClientBase):
             sender: the mailbox, "" for the null reverse-path.
             recipients: mailboxes, at least one, alone or with parameters.  The same may come twice.
             message: see `fastsmtp.client_body`.  If it raises, the connection is broken off, and nobody gets half of it.
-            params: the parameters of MAIL.  Without them SMTPUTF8 is said if an address or the header needs it; with them
-                only what they say.
+            params: the parameters of MAIL.  Without them SMTPUTF8 is said if an address needs it, or the header of a message in
+                memory; with them only what they say.
 
         Raises:
             DataTooLarge: larger than the server says it takes; nothing was sent.

@@ -47,7 +47,7 @@ class ClientBase:
         self.options: Final = options if options is not None else ClientOptions(**fields)
         self.messages = 0
         self._connection: ClientConnection | None = None
-        self._protocol: ClientProtocol
+        self._protocol = ClientProtocol(lmtp=self.options.lmtp)  # before there is a connection: nothing is offered
         self._mail: Command | None = None  # of the transaction that goes on step by step
         self._rcpts: list[Command] = []
         self._busy = False  # with a message

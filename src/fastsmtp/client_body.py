@@ -10,8 +10,10 @@ import inspect
 import io
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+
+from .protocol.requests import CanonicalText
 
 __all__ = ["Message", "MessageReader", "Outgoing"]
 
@@ -39,7 +41,7 @@ class Outgoing:
         size: its octets as they go over the wire, before dots are doubled; None if that is not known, for a file a good guess
             (RFC 1870 section 5).
         eight_bit: it has octets over 127; None if that is not known.
-        utf8_header: its header has some.
+        utf8_header: its header has some; False if that is not known.
 
     Raises:
         TypeError: it is text, or nothing that holds a message.
@@ -52,11 +54,11 @@ class Outgoing:
         self.eight_bit: bool | None = None
         self.utf8_header = False
         if isinstance(message, bytes | bytearray | memoryview):
-            whole = bytes(message)
+            whole = message if isinstance(message, bytes) else _octets(message)
             self._message: Message = whole
             self.size = len(whole) if binary else _canonical_size(whole)
-            self.eight_bit = not whole.isascii()
-            self.utf8_header = self.eight_bit and _has_utf8_header(whole)
+            self.eight_bit = not (whole.isascii() if isinstance(whole, bytes) else all(map(bytes.isascii, _cut(whole))))
+            self.utf8_header = self.eight_bit and _has_utf8_header(_cut(whole))
             return
         if isinstance(message, str | io.TextIOBase):
             raise TypeError("a message is bytes, not text")
@@ -69,13 +71,13 @@ class Outgoing:
     async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
         """Its pieces, the last one, perhaps empty, marked."""
         message = self._message
-        if isinstance(message, bytes):
-            last = max(0, (len(message) - 1) // _LARGEST) * _LARGEST
-            for start in range(0, last, _LARGEST):
-                yield message[start : start + _LARGEST], False
-            yield message[last:] if last else message, True
+        if isinstance(message, bytes | memoryview):
+            left = len(message)
+            for piece in _cut(message):
+                left -= len(piece)
+                yield piece, not left
             return
-        assert not isinstance(message, bytearray | memoryview)  # they are bytes by now
+        assert not isinstance(message, bytearray)  # it is a memoryview by now
         time = asyncio.get_running_loop().time
         gathered: list[bytes] = []
         size = 0
@@ -113,16 +115,36 @@ async def _read(file: MessageReader) -> AsyncGenerator[bytes]:
         part = file.read(_LARGEST) if direct else await asyncio.to_thread(file.read, _LARGEST)
         if inspect.isawaitable(part):
             part = await part
+        if part is None:  # it is not at its end, but has nothing now (io.RawIOBase.read)
+            raise BlockingIOError("a message that is read without waiting for it")
         if not part:
             return
         yield part
 
 
-def _canonical_size(message: bytes) -> int:
+def _octets(message: bytearray | memoryview) -> memoryview | bytes:
+    """What is there, uncopied but for a view with gaps."""
+    view = memoryview(message)
+    return view.cast("B") if view.c_contiguous else bytes(view)
+
+
+def _cut(message: bytes | memoryview) -> Iterator[bytes]:
+    """Pieces, one at least; what is small is not copied."""
+    if isinstance(message, bytes) and len(message) <= _LARGEST:
+        yield message
+        return
+    for start in range(0, len(message) or 1, _LARGEST):
+        yield bytes(message[start : start + _LARGEST])
+
+
+def _canonical_size(message: bytes | memoryview) -> int:
     """Octets once each CR, LF or CR LF is CR LF, with one at the end (RFC 5321 2.3.8)."""
-    ends = message.count(b"\r\n")
-    alone = message.count(b"\n") + message.count(b"\r") - 2 * ends
-    return len(message) + alone + (0 if not message or message.endswith((b"\n", b"\r")) else 2)
+    if isinstance(message, bytes):
+        ends = message.count(b"\r\n")
+        alone = message.count(b"\n") + message.count(b"\r") - 2 * ends
+        return len(message) + alone + (0 if not message or message.endswith((b"\n", b"\r")) else 2)
+    text = CanonicalText()
+    return sum(len(text.feed(piece)) for piece in _cut(message)) + len(text.finish())
 
 
 def _file_size(file: Any) -> int | None:
@@ -136,6 +158,12 @@ def _file_size(file: Any) -> int | None:
         return None
 
 
-def _has_utf8_header(message: bytes) -> bool:
-    ends = [end for blank in (b"\r\n\r\n", b"\n\n") if (end := message.find(blank)) >= 0]
-    return not message[: min(ends, default=len(message))].isascii()
+def _has_utf8_header(pieces: Iterable[bytes]) -> bool:
+    tail = b""
+    for piece in pieces:
+        text = tail + piece if tail else piece
+        ends = [end for blank in (b"\r\n\r\n", b"\n\n") if (end := text.find(blank)) >= 0]
+        if ends or not piece.isascii():
+            return not text[: min(ends, default=None)].isascii()
+        tail = piece[-3:]
+    return False

@@ -54,7 +54,10 @@ async def resolve(host: str, port: int) -> Sequence[_Endpoint]:
         if "%" not in host:
             return [(_FAMILY[address.version], (host, port))]
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # an empty label, or one that is too long: no name that DNS can have (RFC 1035 2.3.4)
+        raise socket.gaierror(socket.EAI_NONAME, "no name that a host can have") from None
     return [(family, endpoint) for family, _, _, _, endpoint in found]  # type: ignore[misc]
 
 

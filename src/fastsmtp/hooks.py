@@ -54,9 +54,8 @@ class HookRunner:
 
     def failure(self, error: Exception, hook: object) -> Reply:
         """The reply that an exception is answered with; its text never reaches the peer unless it is an SMTPError."""
-        if not isinstance(
-            error, SMTPError | MessageAborted
-        ):  # the latter's cause is the peer, and nobody waits for the answer
+        # What aborted a message was the peer, and nobody waits for the answer.
+        if not isinstance(error, (SMTPError, MessageAborted)):
             self._counters.errors += 1
             name = getattr(hook, "__qualname__", type(hook).__name__)
             self._logger.error("session hook %s failed", name, exc_info=error)

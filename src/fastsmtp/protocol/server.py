@@ -255,7 +255,7 @@ class ServerProtocol(AccessProtocol):
     def reply_each(self, replies: Sequence[Reply | None]) -> None:
         """Answer an ended LMTP message, one reply per accepted recipient, in their order (RFC 2033 4.2).
 
-        ValueError when the count differs.
+        A 421 among them is said as 451, and once more behind the last.  ValueError when the count differs.
         """
         if self._receiver is None or self._settle is None:
             raise RuntimeError("no message waits for its replies")
@@ -263,9 +263,23 @@ class ServerProtocol(AccessProtocol):
             raise ValueError(f"{len(self.recipients)} replies are due, not {len(replies)}")
         self._settle = None
         refusal = self._receiver.refusal
-        for reply in replies:
-            self._say(refusal or reply or MESSAGE_OK)
+        self._say_each([refusal or reply or MESSAGE_OK for reply in replies])
         self._end_message()
+
+    def _say_each(self, replies: Sequence[Reply]) -> None:
+        """Answer each recipient of LMTP.
+
+        A 421 is the last that a client reads, and the end of all that it waits for (RFC 5321 3.8): it would send again what others
+        have accepted.  So the recipient gets it as 451, and the connection ends behind the last of them.
+        """
+        end = None
+        for reply in replies:
+            if reply.code == 421:
+                end = reply
+                reply = replace(reply, code=451)
+            self._say(reply)
+        if end is not None:
+            self._say(end)
 
     def reset_transaction(self) -> None:
         """Forget sender, recipients, their parameters, XFORWARD and the chunks of a message."""
@@ -401,10 +415,10 @@ class ServerProtocol(AccessProtocol):
     def _settle_body(self, reply: Reply | None) -> None:
         assert self._receiver is not None
         answer = self._receiver.refusal or reply or MESSAGE_OK
-        self._say(answer)
         if self.lmtp:
-            for _ in self.recipients[1:]:
-                self._say(answer)
+            self._say_each([answer] * len(self.recipients))
+        else:
+            self._say(answer)
         self._end_message()
 
     def _end_message(self) -> None:

@@ -136,9 +136,10 @@ def units_of(envelope: Envelope) -> list[tuple[str, str]]:
 
 def encode_envelope(envelope: Envelope) -> str:
     """What of an envelope no other column has."""
-    if not envelope.origin and envelope.params == _NO_MAIL_PARAMS:  # as most are
+    params = {} if envelope.params == _NO_MAIL_PARAMS else _mail_params(envelope.params)  # as most are
+    if not params and not envelope.origin:
         return f"[{VERSION},{_string(envelope.sender)}]"
-    return _encode([VERSION, envelope.sender, _mail_params(envelope.params), dict(envelope.origin)])
+    return _encode([VERSION, envelope.sender, params, dict(envelope.origin)])
 
 
 def decode_envelope(text: str) -> tuple[str, MailParams, Mapping[str, str]]:
@@ -146,7 +147,7 @@ def decode_envelope(text: str) -> tuple[str, MailParams, Mapping[str, str]]:
     record = _versioned(text)
     if len(record) == 2:
         return record[1], _NO_MAIL_PARAMS, {}
-    return record[1], _read_mail_params(record[2]), record[3]
+    return record[1], _read_mail_params(record[2]) if record[2] else _NO_MAIL_PARAMS, record[3]
 
 
 def encode_recipients(recipients: Iterable[list[Any]]) -> str:
