@@ -224,7 +224,8 @@ class _Peer:
             if not protocol.closing:
                 raise Failure(f"goes on behind {error!r}") from error
             return False
-        if protocol._reader.buffered > limits.REPLY_BYTES:
+        # Behind a 421 nothing is looked at any more, and nothing more is taken.
+        if protocol._reader.buffered > limits.REPLY_BYTES and not protocol.closing:
             raise Failure(f"{protocol._reader.buffered} octets are buffered")
         return True
 
