@@ -21,7 +21,7 @@ from typing import Final
 from fastsmtp import MailParams, RcptParams, SMTPError, limits
 from fastsmtp.errors import FastSMTPError, ProtocolError
 from fastsmtp.protocol.client import ClientProtocol
-from fastsmtp.protocol.requests import Command
+from fastsmtp.protocol.requests import Command, Unsendable
 from fastsmtp.protocol.transaction import Delivery, Transaction
 from fastsmtp.protocol.xforward import XClient, XForward
 from fastsmtp.sasl import LoginClient, PlainClient
@@ -244,8 +244,11 @@ class _Peer:
             )
         for each in self.transactions[-1:]:
             if each.wants_body:
-                self.write(each.write)
-                each.finish(_TEXT[self.wrote % len(_TEXT)])
+                try:
+                    self.write(each.write)
+                    each.finish(_TEXT[self.wrote % len(_TEXT)])
+                except Unsendable as error:  # the script said EHLO anew meanwhile, and was offered less
+                    self.events.append(("unsendable", repr(error)))
 
     def write(self, how: Callable[[bytes], None]) -> None:
         for _ in range(self.wrote % 4):
