@@ -6,6 +6,7 @@ import asyncio.selector_events
 import asyncio.sslproto
 import base64
 import contextlib
+import http.client
 import inspect
 import json
 import logging
@@ -625,7 +626,7 @@ def metrics(url: str) -> dict[str, float]:
 def answers(url: str) -> bool:
     try:
         return bool(metrics(url))
-    except OSError:
+    except (OSError, http.client.HTTPException):  # it may end within its answer, too
         return False
 
 
