@@ -32,8 +32,8 @@ from .delivery.queue import (
     SQLiteQueue,
     State,
     Stats,
+    message_json,
 )
-from .delivery.queue._record import message_json
 from .errors import ConfigurationError
 from .tracing import printable
 

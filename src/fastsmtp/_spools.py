@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from .delivery.queue._lock import LOCK, lock_directory
+from .delivery.queue import LOCK, lock_directory
 from .errors import ConfigurationError
 
 __all__ = ["Spools", "join_id", "split_id"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._lock import LOCK, lock_directory
+from ._record import message_json
 from .contract import (
     DELIVERED,
     Body,
@@ -31,6 +33,7 @@ from .sqlite import SQLiteQueue
 
 __all__ = [
     "DELIVERED",
+    "LOCK",
     "Body",
     "Claim",
     "Claims",
@@ -56,4 +59,6 @@ __all__ = [
     "State",
     "Stats",
     "Target",
+    "lock_directory",
+    "message_json",
 ]
