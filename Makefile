@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 JOBS ?= auto
 SECONDS ?= 3600
-COMPILED := $(patsubst %.pxd,%.py,$(wildcard src/fastsmtp/protocol/*.pxd))
-BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi src/fastsmtp/protocol/*.pxd) $(COMPILED)
+DECLARED := $(wildcard src/fastsmtp/*.pxd src/fastsmtp/protocol/*.pxd)
+COMPILED := $(patsubst %.pxd,%.py,$(DECLARED))
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard src/fastsmtp/*.pyx src/fastsmtp/*.h src/fastsmtp/*.pyi) $(DECLARED) $(COMPILED)
 
 .PHONY: help serve test test-slow interop soak soak-nightly mutants faults coverage lint types bench bench-smoke fuzz fuzz-smoke sanitize sanitize-smoke wheels ci clean
 

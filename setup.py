@@ -10,6 +10,7 @@ is tried first, and what is decided then is built or fails.
 """
 
 import os
+import pathlib
 import sys
 import tempfile
 
@@ -50,17 +51,23 @@ def extensions() -> list:
 
     flags = [] if sys.platform == "win32" else ["-O3", "-g0"]
     twin = Extension(
-        "fastsmtp._textproto", ["src/fastsmtp/_textproto.pyx"], depends=["src/fastsmtp/_dotscan.h"], extra_compile_args=flags
+        "fastsmtp._textproto",
+        ["src/fastsmtp/_textproto.pyx"],
+        depends=["src/fastsmtp/_dotscan.h"],
+        extra_compile_args=flags,
     )
-    # As they stand: see src/fastsmtp/protocol/_source.py.
-    protocol = [
-        Extension(f"fastsmtp.protocol.{name}", [f"src/fastsmtp/protocol/{name}.py"], extra_compile_args=flags)
-        for name in ("lines", "access", "server")
+    # As they stand: see src/fastsmtp/_source.py.
+    sources = sorted(str(path.with_suffix(".py")) for path in pathlib.Path("src/fastsmtp").rglob("*.pxd"))
+    hot = [
+        Extension(
+            source.removesuffix(".py").replace(os.sep, ".").removeprefix("src."), [source], extra_compile_args=flags
+        )
+        for source in sources
     ]
     directives = {"language_level": 3}
     as_it_stands = directives | {"binding": False, "annotation_typing": False}
     return cythonize([twin], build_dir="build", compiler_directives=directives) + cythonize(
-        protocol, build_dir="build", include_path=["src"], compiler_directives=as_it_stands
+        hot, build_dir="build", include_path=["src"], compiler_directives=as_it_stands
     )
 
 

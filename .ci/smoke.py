@@ -11,12 +11,14 @@ import sys
 import tempfile
 
 import fastsmtp
+import fastsmtp.connection
 import fastsmtp.protocol.server
 
 expected = sys.argv[1]
 assert expected == fastsmtp.IMPLEMENTATION, (expected, fastsmtp.IMPLEMENTATION)
 assert "site-packages" in fastsmtp.__file__, fastsmtp.__file__
-assert fastsmtp.protocol.server.__file__.endswith(".py") is (expected == "pure"), fastsmtp.protocol.server.__file__
+for module in (fastsmtp.connection, fastsmtp.protocol.server):
+    assert module.__file__.endswith(".py") is (expected == "pure"), module.__file__
 with tempfile.TemporaryDirectory() as folder:
     server = subprocess.Popen(
         [sys.executable, "-m", "fastsmtp", "serve", "--port", "0", "--maildir", f"{folder}/Maildir"],

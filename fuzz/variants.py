@@ -107,9 +107,9 @@ def build(name: str) -> pathlib.Path:
         return found
 
     extensions = modules("fastsmtp._textproto", package / "_textproto.pyx")
-    for source in sorted((package / "protocol").glob("*.pxd")):
+    for source in sorted(package.rglob("*.pxd")):
         # As setup.py has it.
-        name = f"fastsmtp.protocol.{source.stem}"
+        name = ".".join(source.relative_to(folder).with_suffix("").parts)
         extensions += modules(name, source.with_suffix(".py"), binding=False, annotation_typing=False)
     command = build_ext(setuptools.Distribution({"name": name, "ext_modules": extensions}))
     command.build_lib, command.build_temp = str(folder), str(folder / "objects")

@@ -339,7 +339,7 @@ def lose_patience(server: Server, timeout: float) -> None:
     conns: list[Conn] = []
     server.for_each_conn(conns.append)
     (conn,) = conns
-    assert server.now <= conn.deadline <= server.now + timeout
+    assert server.roster.now <= conn.deadline <= server.roster.now + timeout
     conn.timed_out()
 
 
@@ -1416,7 +1416,7 @@ def test_a_server_that_stops_finishes_the_login(run: Runner) -> None:
             client.writer.write(f"{RIGHT}\r\n".encode())
             await backend.begun.wait()
             stopping = asyncio.ensure_future(server.shutdown())
-            await until(lambda: server.stopping)
+            await until(lambda: server.roster.stopping)
             backend.go.set()
             assert await client.line() == DONE
             assert await client.line() == "421 4.3.2 Service shutting down"

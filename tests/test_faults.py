@@ -35,7 +35,7 @@ from fastsmtp import (
     ServerOptions,
     limits,
 )
-from fastsmtp.channel import PEER_IS_DEAF
+from fastsmtp.holds import PEER_IS_DEAF
 from fastsmtp.protocol import ServerProtocol
 from fastsmtp.reception import Reception
 from fastsmtp.session import HookResult
@@ -73,14 +73,14 @@ class Clock:
     """A server's time, ours to turn: the server itself does not look at its deadlines any more."""
 
     def __init__(self, server: Server) -> None:
-        assert server._ticker is not None  # there is a connection
-        server._ticker.cancel()
+        assert server.roster._ticker is not None  # there is a connection
+        server.roster._ticker.cancel()
         self._server = server
 
     def advance(self, seconds: float) -> None:
-        self._server.now += seconds
+        self._server.roster.now += seconds
         for conn in conns(self._server):
-            if conn.deadline <= self._server.now:
+            if conn.deadline <= self._server.roster.now:
                 conn.timed_out()
 
 
@@ -676,7 +676,7 @@ def test_a_reset_after_a_streamed_message_has_the_time_of_a_hook(run: Runner) ->
             await until(lambda: server.counters.messages)
             for _ in range(5):
                 await asyncio.sleep(0)
-            late = wire.conn.deadline > server.now + 10
+            late = wire.conn.deadline > server.roster.now + 10
             wire.conn.abort()
             assert not late
 
@@ -870,7 +870,7 @@ def test_nothing_of_a_connection_stays(run: Runner) -> None:
             await until(lambda: server.counters.connections == total // 6 and hooks == total // 3)
             Clock(server).advance(2000)
             await until(lambda: not server.counters.connections)
-            assert not server._per_address and not conns(server)
+            assert not server.roster._per_address and not conns(server)
             for _ in range(50):
                 if alive() <= before:
                     break
@@ -1330,7 +1330,7 @@ def test_the_limit_of_one_address(run: Runner, tmp_path: pathlib.Path) -> None:
                 async with Client(server) as fourth:
                     assert (await fourth.line()).startswith("220 ")
             await until(lambda: not server.counters.connections)
-            assert not server._per_address
+            assert not server.roster._per_address
 
     run(main)
 

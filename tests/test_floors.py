@@ -16,13 +16,22 @@ SOURCE = pathlib.Path(fastsmtp.__file__).parent
 
 # Rooms by floor, each floor in the order in which its rooms may import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "limits", "_vocabulary", "errors"),
+    ("_source", "_version", "limits", "_vocabulary", "errors"),
     ("_textproto", "_textproto_py", "_twin", "_mimeheader", "_textio", "textproto"),
     ("reply", "address", "xtext", "networks", "options", "tracing", "extensions", "sasl"),
     ("protocol",),
-    ("session", "observer", "authfile", "tls"),
-    ("counters", "rates", "hooks", "reception", "authentication", "entrance", "channel", "admission", "connection")
-    + ("server", "client_options", "dial", "client_connection", "client_body", "client_login", "client_base")
+    ("message", "session", "observer", "authfile", "tls"),
+    ("counters", "rates", "roster", "hooks", "reception", "authentication", "entrance", "holds", "channel", "admission")
+    + (
+        "connection",
+        "server",
+        "client_options",
+        "dial",
+        "client_connection",
+        "client_body",
+        "client_login",
+        "client_base",
+    )
     + ("client", "pool"),
     ("delivery",),
     (

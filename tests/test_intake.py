@@ -179,7 +179,7 @@ def test_a_message_without_its_end_is_not_queued(run: Runner, tmp_path: Path) ->
             writer.transport.abort()
             async with it.client() as client:
                 await client.send_message("s@home.example", ["a@x.example"], BODY)
-            while len(list(it.server._conns)):
+            while len(list(it.server.roster.conns)):
                 await asyncio.sleep(0.001)
             assert (await it.queue.stats()).messages == 1
             assert await asyncio.to_thread(lambda: list((tmp_path / "queue" / "bodies").iterdir())) == []

@@ -11,6 +11,7 @@ import logging
 import pathlib
 import ssl
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,10 +32,10 @@ from fastsmtp import (
     ServerOptions,
     SMTPError,
 )
-from fastsmtp.channel import SHAKING_HANDS
 from fastsmtp.entrance import start_tls
 from fastsmtp.errors import ConfigurationError
 from fastsmtp.extensions import Offer
+from fastsmtp.holds import SHAKING_HANDS
 from fastsmtp.protocol import Body, ServerProfile, ServerProtocol, StartTLS
 from fastsmtp.protocol.login import Login
 from fastsmtp.protocol.proxy import encode_proxy_v1
@@ -758,7 +759,7 @@ def test_no_deadline_is_none(run: Runner, option: float, given: float, tls: TLSF
             return transport
 
     loop: Any = Loop()
-    conn: Any = None
+    conn: Any = SimpleNamespace(protocol=asyncio.Protocol())
     transport = Transport()
 
     async def main() -> None:
@@ -914,7 +915,7 @@ def test_stopping_within_the_handshake(run: Runner, tls: TLSFiles, trust: ssl.SS
                 await each.greeted()
                 assert await each.ask("STARTTLS") == READY
             stopping = asyncio.ensure_future(server.shutdown(None))
-            await until(lambda: server.stopping)
+            await until(lambda: server.roster.stopping)
             await client.handshake(trust)
             assert await client.line() == "421 4.3.2 Service shutting down"
             assert await client.rest() == b""

@@ -708,7 +708,7 @@ class Gated(Wire):
         self.protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        protocol: asyncio.BaseProtocol = self.protocol or self.conn
+        protocol: asyncio.BaseProtocol = self.protocol or self.conn.protocol
         return protocol
 
     def feed(self, data: bytes) -> list[str]:

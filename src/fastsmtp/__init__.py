@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from . import _source  # noqa: F401 - before any other: it decides which body they have
+
 if TYPE_CHECKING:
     from .authfile import AuthFile
     from .client import Client, send_mail

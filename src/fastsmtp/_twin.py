@@ -6,8 +6,9 @@ Two variables of the environment, read when this module is imported: ``FASTSMTP_
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from ._source import is_set
 
 __all__ = [
     "CONTROL",
@@ -26,10 +27,6 @@ __all__ = [
     "scan_domain",
     "scan_path",
 ]
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "") not in ("", "0")
 
 
 # A type checker sees the contract; which body stands behind it is decided when the program runs.
@@ -54,8 +51,8 @@ if TYPE_CHECKING:
 else:
 
     def _pick():
-        required = _is_set("FASTSMTP_REQUIRE_EXTENSION")
-        if _is_set("FASTSMTP_PURE"):
+        required = is_set("FASTSMTP_REQUIRE_EXTENSION")
+        if is_set("FASTSMTP_PURE"):
             if required:
                 raise ImportError("FASTSMTP_PURE and FASTSMTP_REQUIRE_EXTENSION contradict each other")
         else:

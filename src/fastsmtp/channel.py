@@ -16,48 +16,41 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from . import limits
 from .errors import MessageAborted
+from .holds import (
+    AT_THE_GATE,
+    ENDING,
+    HOOK_RUNS,
+    NOT_GREETED,
+    OTHERS_TURN,
+    PEER_IS_DEAF,
+    PUNISHED,
+    SESSION_FULL,
+    SHAKING_HANDS,
+)
 from .hooks import is_awaitable
-from .protocol import Event, ServerProtocol
+from .limits import BODY_HIGH_WATER, COMMANDS_PER_TURN, LINGER
+from .protocol import Event
+from .protocol.server import ServerProtocol
 from .reception import Reception
 from .reply import HOOK_FAILED, SHUTTING_DOWN, TIMED_OUT, EnhancedCode, Reply
+from .roster import Roster
 from .session import Session
 
 if TYPE_CHECKING:
     from .connection import Conn
     from .server import Server
 
-__all__ = [
-    "AT_THE_GATE",
-    "ENDING",
-    "HOOK_RUNS",
-    "NOT_GREETED",
-    "OTHERS_TURN",
-    "PEER_IS_DEAF",
-    "PUNISHED",
-    "SESSION_FULL",
-    "SHAKING_HANDS",
-    "Channel",
-    "no_answer",
-]
+__all__ = ["Channel"]
 
 _FOREVER: Final = float("inf")
 
-# Reasons to leave the input alone, kept in one number that is looked at after each event.
-HOOK_RUNS: Final = 1  # the next command waits for a hook
-PEER_IS_DEAF: Final = 2  # the peer does not read its replies
-OTHERS_TURN: Final = 4  # other connections get their turn first
-ENDING: Final = 8  # the last word is said, or the connection is lost
-SESSION_FULL: Final = 16  # the session has not read enough of its message
-AT_THE_GATE: Final = 32  # the PROXY header has not come
-NOT_GREETED: Final = 64  # the greeting waits on purpose
-PUNISHED: Final = 128  # the answers to refused commands do
-SHAKING_HANDS: Final = 256  # the loop has the transport, for TLS
 
+class Channel:
+    """The part of `Conn` that reads, writes, calls hooks and loses patience.
 
-class Channel(asyncio.Protocol):
-    """The part of `Conn` that reads, writes, calls hooks and loses patience."""
+    An `asyncio.Protocol` in all but name: a compiled class cannot have an interpreted one for its base.
+    """
 
     __slots__ = (
         "_core",
@@ -71,6 +64,7 @@ class Channel(asyncio.Protocol):
         "_lost",
         "_reading_paused",
         "_reception",
+        "_roster",
         "_server",
         "_session",
         "_settle",
@@ -84,13 +78,14 @@ class Channel(asyncio.Protocol):
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
+        self._roster: Roster = server.roster
         self._hooks = server.hooks
         self._loop = loop
         self._core = ServerProtocol(server.profile)
         self._transport: asyncio.Transport
         self._session: Session | None = None
         self._task: asyncio.Task[Any] | None = None  # the hook that the next command waits for
-        self._settle: Callable[[Reply | None], None] | None = None  # what to do with its reply
+        self._settle: Callable[[Any, Reply | None], None] | None = None  # what to do with its reply
         self._reception: Reception | None = None  # the message that arrives
         self._deadline = _FOREVER
         self._turn: asyncio.Handle | None = None  # the next turn at working on the input
@@ -105,6 +100,11 @@ class Channel(asyncio.Protocol):
     def conn(self) -> Conn:
         """This, as sessions see it."""
         return self  # type: ignore[return-value]  # no other class of this family is ever made
+
+    @property
+    def protocol(self) -> asyncio.Protocol:
+        """This, as asyncio sees it: by its methods."""
+        return self  # type: ignore[return-value]
 
     def _resume(self) -> None:
         """A message's reader has room, or its hook is done: go on, in a turn of our own."""
@@ -145,7 +145,7 @@ class Channel(asyncio.Protocol):
         """Close now; what was written is still sent.  A message that is not whole is never delivered."""
         if not self._lost:
             self._holds |= ENDING
-            self._deadline = self._server.now + limits.LINGER
+            self._deadline = self._roster.now + LINGER
             self._transport.close()
 
     # asyncio's side
@@ -199,7 +199,7 @@ class Channel(asyncio.Protocol):
         """The client does not read its replies: do no more for it until it does."""
         self._holds |= PEER_IS_DEAF
         timeout = self._server.options.write_timeout
-        self._deadline = self._server.now + timeout if timeout else _FOREVER
+        self._deadline = self._roster.now + timeout if timeout else _FOREVER
         self._watch_reading()
 
     def resume_writing(self) -> None:
@@ -216,7 +216,7 @@ class Channel(asyncio.Protocol):
         core = self._core
         if not self._holds and (event := core.next_event()) is not None:
             handlers = self._handlers
-            budget = limits.COMMANDS_PER_TURN
+            budget = COMMANDS_PER_TURN
             while True:
                 handlers[type(event)](self, event)
                 if self._holds:
@@ -261,7 +261,7 @@ class Channel(asyncio.Protocol):
             self._finish()
         elif self._eof and not (holds or core.awaiting_reply):
             self.close()
-        elif self._server.stopping and not (holds & HOOK_RUNS or core.in_body):
+        elif self._roster.stopping and not (holds & HOOK_RUNS or core.in_body):
             self.hang_up()
         elif self._reading_paused or holds:
             self._watch_reading()
@@ -286,7 +286,7 @@ class Channel(asyncio.Protocol):
         """Read from the socket only what can be worked on, or little enough to keep."""
         if self._holds & (ENDING | SHAKING_HANDS) or self._eof:
             return
-        full = self._core.buffered >= limits.BODY_HIGH_WATER and self._line_waiter is None
+        full = self._core.buffered >= BODY_HIGH_WATER and self._line_waiter is None
         wanted = not (full or self._holds & ~HOOK_RUNS)
         if wanted is self._reading_paused:
             self._reading_paused = not wanted
@@ -301,12 +301,17 @@ class Channel(asyncio.Protocol):
 
     # Hooks
 
-    def _call(self, settle: Callable[[Reply | None], None], hook: Callable[..., Any], *arguments: object) -> None:
-        """Call a hook and settle its reply, now if it does not suspend, else when it is done."""
+    def _call(
+        self, settle: Callable[[Any, Reply | None], None], hook: Callable[..., Any], arguments: tuple[object, ...] = ()
+    ) -> None:
+        """Call a hook and settle its reply, now if it does not suspend, else when it is done.
+
+        `settle` is a method of this class, not bound: it is kept while the hook runs.
+        """
         try:
             result = hook(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever a session raises is answered
-            settle(self._hooks.failure(error, hook))
+            settle(self, self._hooks.failure(error, hook))
             return
         if result is not None and type(result) is not Reply:
             if is_awaitable(result):
@@ -321,7 +326,7 @@ class Channel(asyncio.Protocol):
                 result = self._hooks.outcome(task)
             else:
                 result = self._hooks.checked(result)
-        settle(result)
+        settle(self, result)
 
     def _hook_done(self, task: asyncio.Task[Any]) -> None:
         if task is not self._task:
@@ -336,7 +341,7 @@ class Channel(asyncio.Protocol):
         if self._lost:
             self._end()
         elif not self._holds & ENDING:
-            settle(reply)
+            settle(self, reply)
             self._renew()
             self._run()
 
@@ -345,16 +350,16 @@ class Channel(asyncio.Protocol):
     def _renew(self) -> None:
         """A new deadline for what is waited for now; a deaf peer's own goes on."""
         holds = self._holds
-        server = self._server
-        options = server.options
-        if not (holds or self._lost) and options.read_timeout:
-            self._deadline = server.now + options.read_timeout  # what it nearly always is
+        roster = self._roster
+        if not (holds or self._lost) and roster.read_timeout:
+            self._deadline = roster.now + roster.read_timeout  # what it nearly always is
         elif self._lost or not holds & PEER_IS_DEAF:
+            options = self._server.options
             hook = self._lost or holds & (HOOK_RUNS | SESSION_FULL)
             timeout = options.hook_timeout if hook else options.read_timeout
             if holds & SHAKING_HANDS and not self._lost:
                 timeout = 0  # the loop sees to it
-            self._deadline = server.now + timeout if timeout else _FOREVER
+            self._deadline = roster.now + timeout if timeout else _FOREVER
 
     def timed_out(self) -> None:
         """The server's patience has ended: what for depends on what the connection is doing."""
@@ -373,7 +378,7 @@ class Channel(asyncio.Protocol):
             assert settle is not None
             self._hooks.given_up("a command's")
             self._cancel()
-            settle(HOOK_FAILED)
+            settle(self, HOOK_FAILED)
             self._renew()
             self._run()
         elif reception is not None and reception.waits_for_hook:
@@ -426,14 +431,14 @@ class Channel(asyncio.Protocol):
         """Close after a last reply, so that the client gets to see it.
 
         Closing a socket with unread input sends RST, which may overtake the reply; so after a 421 our side is shut first and the
-        client's rest is read and dropped until it closes, or for `limits.LINGER` seconds.
+        client's rest is read and dropped until it closes, or for `LINGER` seconds.
         """
         if self._holds & ENDING:
             return
         self._holds |= ENDING
         if self._task is not None:
             self._task.cancel()
-        self._deadline = self._server.now + limits.LINGER
+        self._deadline = self._roster.now + LINGER
         if self._core.quit or self._eof or not self._transport.can_write_eof():
             self._transport.close()
             return
@@ -445,6 +450,9 @@ class Channel(asyncio.Protocol):
         except (OSError, RuntimeError):  # it is gone, which we will be told in a moment
             self._transport.close()
 
+    def _ignore(self, reply: Reply | None) -> None:
+        """reset and logout answer nobody."""
+
     def _end(self) -> None:
         """The connection is lost: once no hook runs, tell the session, once, and the server."""
         if self._task is not None or (self._reception is not None and self._reception.running):
@@ -452,15 +460,14 @@ class Channel(asyncio.Protocol):
         self._reception = None
         session, self._session = self._session, None
         if session is None:
-            self._server.detach(self.conn)
+            self._roster.detach(self)
         else:
-            self._call(no_answer, session.logout)
+            self._call(_IGNORE, session.logout)
             if self._task is None:
-                self._server.detach(self.conn)
+                self._roster.detach(self)
 
 
-def no_answer(reply: Reply | None) -> None:
-    """reset and logout answer nobody."""
+_IGNORE: Final = Channel._ignore  # looked up once
 
 
 def _drop_unsent(transport: asyncio.Transport) -> None:

@@ -1,14 +1,16 @@
+# cython: annotation_typing=True
+# Where this is compiled, `event: MailFrom` is a type: its attributes are read without a look-up.
 """One connection, as sessions and backends see it: each event of the protocol becomes a call of a hook."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .admission import Admission
-from .channel import HOOK_RUNS, OTHERS_TURN, SESSION_FULL, no_answer
-from .protocol import (
+from .holds import HOOK_RUNS, OTHERS_TURN, SESSION_FULL
+from .protocol.events import (
     Answered,
     Auth,
     AuthResponse,
@@ -23,11 +25,11 @@ from .protocol import (
     StartQueue,
     StartTLS,
     Verify,
-    XForward,
 )
+from .protocol.xforward import XForward
 from .reception import Reception
 from .reply import NOT_IMPLEMENTED, TOO_MANY_CONNECTIONS, Reply
-from .session import Session
+from .session import Address, Session
 
 if TYPE_CHECKING:
     from .server import Server
@@ -43,8 +45,14 @@ class Conn(Admission):
 
     __slots__ = ("_after_loss",)
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, implicit_tls: bool = False) -> None:
-        super().__init__(server, loop, implicit_tls)
+    def __init__(
+        self,
+        server: Server,
+        loop: asyncio.AbstractEventLoop,
+        implicit_tls: bool = False,
+        sockname: Address = None,
+    ) -> None:
+        Admission.__init__(self, server, loop, implicit_tls, sockname)
         # The command that waits for a lost message's hook.
         self._after_loss: tuple[Callable[[Any], None], Event] | None = None
 
@@ -84,7 +92,7 @@ class Conn(Admission):
             return
         session = self._session
         if session is not None and event.again:
-            self._call(self._core.reply, self._greet_again, session, event.name)
+            self._call(_SETTLED, self._greet_again, (session, event.name))
         else:
             self._optional(session, "helo", event.name)
 
@@ -98,18 +106,21 @@ class Conn(Admission):
     def _mail(self, event: MailFrom) -> None:
         session = self._session
         if session is None:
-            self._call(self._settle_counted, self._open_and_mail, event)
+            self._call(_SETTLE_COUNTED, self._open_and_mail, (event,))
         else:
-            self._call(self._settle_counted, session.mail, event.sender, event.params)
+            self._call(_SETTLE_COUNTED, session.mail, (event.sender, event.params))
 
     def _rcpt(self, event: RcptTo) -> None:
         session = self._session
         assert session is not None
-        self._call(self._settle_counted, session.rcpt, event.recipient, event.params)
+        self._call(_SETTLE_COUNTED, session.rcpt, (event.recipient, event.params))
+
+    def _settled(self, reply: Reply | None) -> None:
+        self._core.reply(reply)
 
     def _settle_counted(self, reply: Reply | None) -> None:
         if reply is not None and reply.code >= 400:
-            self._server.rejected(self, reply)
+            self._roster.rejected(self, reply)
         self._core.reply(reply)
 
     def _reset(self, event: Reset) -> None:
@@ -132,7 +143,7 @@ class Conn(Admission):
         if hook is None:
             self._core.reply(missing)
         else:
-            self._call(self._core.reply, hook, *arguments)
+            self._call(_SETTLED, hook, arguments)
 
     # Messages
 
@@ -140,10 +151,12 @@ class Conn(Admission):
         reception = self._reception
         if reception is None:
             assert self._session is not None
-            reception = self._reception = Reception(self, self._core, self._session, self._hooks, self._resume)
+            reception = self._reception = Reception(
+                self, self._core, self._roster, self._session, self._hooks, self._resume
+            )
         reception.receive(self._loop, event)
         if reception.answered:
-            self._message_answered(reception)
+            self._message_answered()
         elif reception.waits_for_hook:
             self._holds |= SESSION_FULL if reception.stalled else HOOK_RUNS
             self._renew()
@@ -152,7 +165,7 @@ class Conn(Admission):
             options = self._server.options
             if options.min_body_rate:
                 self._deadline += event.octets / options.min_body_rate
-            if not options.min_body_rate or self._deadline > self._server.now + options.read_timeout:
+            if not options.min_body_rate or self._deadline > self._roster.now + options.read_timeout:
                 self._renew()
 
     def _drop_message(self, then: Callable[[Any], None], event: Event) -> None:
@@ -169,11 +182,11 @@ class Conn(Admission):
             self._reception = None
             then(event)
 
-    def _message_answered(self, reception: Reception) -> None:
+    def _message_answered(self) -> None:
         self._reception = None
         session = self._session
         if session is not None:
-            self._call(no_answer, session.reset)
+            self._call(_IGNORE, session.reset)
 
     def _resume(self) -> None:
         """A message's reader has room, or its hook is done: go on, in a turn of our own."""
@@ -183,7 +196,7 @@ class Conn(Admission):
             self._end()
             return
         if reception is not None and reception.answered:
-            self._message_answered(reception)
+            self._message_answered()
         elif self._after_loss is not None:
             then, event = self._after_loss
             self._after_loss = self._reception = None
@@ -208,3 +221,9 @@ class Conn(Admission):
         AuthResponse: Admission._auth_response,
         ClientIs: Admission._client_is,
     }
+
+
+# Looked up once.
+_SETTLED: Final = Conn._settled
+_SETTLE_COUNTED: Final = Conn._settle_counted
+_IGNORE: Final = Conn._ignore

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["Counters"]
 
 
-@dataclass(slots=True)
+@dataclass
 class Counters:
     """Counts since the server was made; plain integers, written by one event loop.
 

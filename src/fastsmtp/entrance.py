@@ -51,7 +51,7 @@ class ProxyGate(asyncio.Protocol):
         if whole:
             header = self._reader.header
             assert header is not None
-            self._transport.set_protocol(self._conn)
+            self._transport.set_protocol(self._conn.protocol)
             self._conn.proxied(header, self._reader.rest, self._refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -74,11 +74,13 @@ def start_tls(
     When this returns, the loop's TLS protocol has the transport: no octet that comes from now on is taken for plaintext.  While it
     has, it tells nobody that the connection is lost.
     """
-    handshake = loop.start_tls(transport, conn, context, server_side=True, ssl_handshake_timeout=timeout or _NO_LIMIT)
+    handshake = loop.start_tls(
+        transport, conn.protocol, context, server_side=True, ssl_handshake_timeout=timeout or _NO_LIMIT
+    )
     # The first step, which takes the transport over, is done here and now; a task would take it after the next octets came.
     begun = _Begun(handshake)
     protocol = transport.get_protocol()
-    if received and protocol is not conn:
+    if received and protocol is not conn.protocol:
         # The TLS protocol is told of its transport in the next turn, and of these octets right behind that: before others are read.
         loop.call_soon(_feed, protocol, received)
     return _outcome(loop, transport, conn, begun)

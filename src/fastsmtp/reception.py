@@ -2,7 +2,7 @@
 
     Body events -> DataReader -> the session's data hook -> reply
 
-An async hook starts when the message is whole or `limits.BODY_HIGH_WATER` octets of it wait, so that a small message never suspends
+An async hook starts when the message is whole or `BODY_HIGH_WATER` octets of it wait, so that a small message never suspends
 it; a plain one when the message is whole.  Whatever the hook does, the message is consumed to its end, and answered once.
 """
 
@@ -12,12 +12,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from . import limits
 from .errors import MessageAborted
 from .hooks import HookRunner, is_awaitable, streams
-from .protocol import Body, ServerProtocol
+from .limits import BODY_HIGH_WATER
+from .message import DataContext, DataReader
+from .protocol.events import Body
+from .protocol.server import ServerProtocol
 from .reply import TOO_LARGE, DataTooLarge, EnhancedCode, Reply, SMTPError
-from .session import DataContext, DataReader, Session
+from .roster import Roster
+from .session import Session
 
 if TYPE_CHECKING:
     from .connection import Conn
@@ -33,6 +36,7 @@ class Reception:
     Args:
         conn: its connection, for the context.
         core: its protocol; the message is answered there.
+        roster: counts it.
         session: whose data hook takes it.
         hooks: runs the hook.
         resume: called, never from within the hook, when the connection can go on: the reader has room, or the message is answered.
@@ -52,6 +56,7 @@ class Reception:
         "_refused",
         "_reply",
         "_resume",
+        "_roster",
         "_session",
         "_task",
         "answered",
@@ -60,10 +65,17 @@ class Reception:
     )
 
     def __init__(
-        self, conn: Conn, core: ServerProtocol, session: Session, hooks: HookRunner, resume: Callable[[], None]
+        self,
+        conn: Conn,
+        core: ServerProtocol,
+        roster: Roster,
+        session: Session,
+        hooks: HookRunner,
+        resume: Callable[[], None],
     ) -> None:
         self._conn = conn
         self._core = core
+        self._roster = roster
         self._session = session
         self._hooks = hooks
         self._resume = resume
@@ -106,10 +118,10 @@ class Reception:
                 self._answer()
             elif self._context is not None:
                 self._context.when_answered(self._all_answered)
-        elif reader.buffered >= limits.BODY_HIGH_WATER:
+        elif reader.buffered >= BODY_HIGH_WATER:
             if self._context is None and streams(self._session.data):
                 self._start(loop, reader)
-            self.stalled = self._task is not None and reader.buffered >= limits.BODY_HIGH_WATER
+            self.stalled = self._task is not None and reader.buffered >= BODY_HIGH_WATER
 
     def lose(self, why: str) -> None:
         """The message will not become whole: its hook, if it runs, is told by `MessageAborted`."""
@@ -135,16 +147,6 @@ class Reception:
         self._hooks.given_up("data")
         self.cancel()
         self._over(_TOOK_TOO_LONG)
-
-    def _count(self, accepted: int) -> None:
-        """Add an answered message to the counters; `accepted` of its recipients were accepted."""
-        counters = self._conn.server.counters
-        if accepted:
-            counters.messages += 1
-            counters.recipients += accepted
-            counters.octets += self._reader.size
-        else:
-            counters.rejected += 1
 
     def _start(self, loop: asyncio.AbstractEventLoop, reader: DataReader) -> None:
         core = self._core
@@ -201,6 +203,11 @@ class Reception:
             self.stalled = False
             self._resume()
 
+    def _answer_each(self, replies: list[Reply | None]) -> int:
+        """LMTP: a reply for each recipient; how many of them were accepted."""
+        self._core.reply_each(replies)
+        return sum([each is None or each.accepted for each in replies])
+
     def _answer(self) -> None:
         core = self._core
         context = self._context
@@ -213,16 +220,13 @@ class Reception:
             if reply is None:
                 reply = context.response
             if core.lmtp:
-                replies = [each or reply for each in context.replies or [None] * accepted]
-                accepted = sum(each is None or each.accepted for each in replies)
-                core.reply_each(replies)
+                accepted = self._answer_each([each or reply for each in context.replies or [None] * accepted])
             else:
                 if reply is not None and not reply.accepted:
                     accepted = 0
                 core.reply(reply)
             context.close()
         self.answered = True
-        self._count(0 if self._refused else accepted)
-        server = self._conn.server
-        if server.observer is not None:
-            server.observe("message", self._conn, context, refusal or reply, self._reader.size)
+        self._roster.count_message(0 if self._refused else accepted, self._reader.size)
+        if self._roster.observer is not None:
+            self._roster.observe("message", self._conn, context, refusal or reply, self._reader.size)

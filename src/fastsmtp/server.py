@@ -21,9 +21,8 @@ from .hooks import HookRunner
 from .networks import Networks
 from .options import ServerOptions, split_addr
 from .protocol import ServerProfile
-from .rates import RateLimit
-from .reply import SHUTTING_DOWN, TOO_FAST, TOO_MANY_CONNECTIONS, Reply
-from .session import Backend
+from .roster import Roster
+from .session import Address, Backend, DefaultBackend
 
 if TYPE_CHECKING:
     import ssl
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
-_LONGEST_TICK: Final = 1.0
-_SHORTEST_TICK: Final = 0.005
 _ACCEPTS_PER_TURN: Final = 16
 _MOST_OFFERS: Final = 64  # kinds of connection
 
@@ -65,30 +62,21 @@ class Server:
         self.backend: Final = backend
         self.options: Final = options if options is not None else ServerOptions(**fields)
         self.profile: Final = ServerProfile(self.options)
+        # What a DefaultBackend gives does not depend on who asks.
+        self.factory: Final = backend.factory if type(backend) is DefaultBackend else None
         self.session_on_connect: Final = bool(getattr(backend, "session_on_connect", False))
         self.logger: Final = self.options.error_logger or logging.getLogger("fastsmtp")
         self.counters: Final = Counters()
         self.hooks: Final = HookRunner(self.logger, self.counters)
         self.authenticator: Final = Authenticator(backend)
-        self.observer: Final = self.options.observer
-        self.proxies: Final = Networks(self.options.proxy_from)
+        self.roster: Final = Roster(self.options, self.counters, self.logger)
+        self.proxies: Final = Networks(self.options.proxy_from) or None
         self._xforward: Final = Networks(self.options.allow_xforward)
         self._xclient: Final = Networks(self.options.allow_xclient)
-        self._offers_nothing_special: Final = not (self.options.tls or self._xforward or self._xclient)
         self._offers: Final[dict[tuple[bool, tuple[str, ...], bool, bool], Offer]] = {}
-        self._rate: Final = RateLimit(self.options.max_connection_rate) if self.options.max_connection_rate else None
-        self.now: float = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: list[_Listener] = []
-        self._conns: dict[Conn, str] = {}  # with the key of `_per_address`
-        self._per_address: dict[str, int] = {}
-        self._ticker: asyncio.TimerHandle | None = None
-        self.stopping = False
         self._closed: asyncio.Event | None = None
-        self._empty: asyncio.Event | None = None
-        timeouts = (self.options.read_timeout, self.options.write_timeout, self.options.hook_timeout)
-        shortest = min((each for each in timeouts if each), default=_LONGEST_TICK)
-        self._tick = min(_LONGEST_TICK, max(_SHORTEST_TICK, shortest / 4))
+        self._see_whether_alike()
 
     # Starting
 
@@ -131,13 +119,12 @@ class Server:
         """
         if sum(each is not None for each in (addr, unix_socket, sock)) != 1:
             raise TypeError("give one of addr, unix_socket and sock")
-        if self.stopping:
+        if self.roster.stopping:
             raise RuntimeError("the server is stopped")
-        loop = self._loop = asyncio.get_running_loop()
-        self.now = loop.time()
+        loop = asyncio.get_running_loop()
+        self.roster.open(loop)
         if self._closed is None:
             self._closed = asyncio.Event()
-            self._empty = asyncio.Event()
         if implicit_tls is None:
             implicit_tls = self.options.implicit_tls
         elif implicit_tls and self.options.tls is None:
@@ -145,12 +132,15 @@ class Server:
         unlink = None
         backlog = min(self.options.backlog, _ACCEPTS_PER_TURN)
 
-        def make() -> Conn:
-            return Conn(self, loop, implicit_tls)
+        sockname: Address = None  # not known, or not the same for all
+
+        def make() -> asyncio.BaseProtocol:
+            return Conn(self, loop, implicit_tls, sockname).protocol
 
         if addr is not None:
             host, port = split_addr(addr)
             server = await loop.create_server(make, host or None, port, backlog=backlog)
+            sockname = _common_sockname(server.sockets)
         elif unix_socket is not None:
             unlink = os.fspath(unix_socket)
             server = await loop.create_unix_server(make, unlink, backlog=backlog)
@@ -167,7 +157,7 @@ class Server:
                 twin.listen(self.options.backlog)
         listener = _Listener(server, unlink, _identity(unlink))
         self._listeners.append(listener)
-        if self.stopping:  # closed meanwhile
+        if self.roster.stopping:  # closed meanwhile
             await self.close()
             raise RuntimeError("the server is stopped")
 
@@ -227,30 +217,26 @@ class Server:
         arrives may do so; after `timeout` seconds (None: no end) the rest is dropped.
         """
         self._stop_listening()
-        for conn in tuple(self._conns):
+        for conn in tuple(self.roster.conns):
             conn.shut_down()
-        if self._conns and self._empty is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._empty.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.roster.emptied()
         await self.close()
 
     async def close(self) -> None:
         """Stop at once: listeners and connections are dropped, hooks cancelled.  May be called any time, and again."""
         self._stop_listening()
-        for conn in tuple(self._conns):
+        for conn in tuple(self.roster.conns):
             conn.abort()
-        if self._conns and self._empty is not None:
-            await self._empty.wait()
+        await self.roster.emptied()
         for listener in self._listeners:
             await listener.server.wait_closed()
             if listener.unlink is not None and listener.identity == _identity(listener.unlink):
                 with contextlib.suppress(OSError):
                     os.unlink(listener.unlink)
         self._listeners.clear()
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
+        self.roster.close()
         if self._closed is not None:
             self._closed.set()
 
@@ -272,7 +258,7 @@ class Server:
             await self.close()
 
     def _stop_listening(self) -> None:
-        self.stopping = True
+        self.roster.stopping = True
         for listener in self._listeners:
             listener.server.close()
 
@@ -280,59 +266,8 @@ class Server:
 
     def for_each_conn(self, callback: Callable[[Conn], object]) -> None:
         """Call back with each connection that is open now."""
-        for conn in tuple(self._conns):
-            callback(conn)
-
-    def attach(self, conn: Conn) -> Reply | None:
-        """Count a new connection; a reply refuses it.  For connections."""
-        self.counters.connections += 1
-        self.counters.connections_total += 1
-        self._conns[conn] = ""
-        if self._ticker is None:
-            self._sweep()
-        if self._empty is not None:
-            self._empty.clear()
-        if self.stopping:
-            return SHUTTING_DOWN
-        if len(self._conns) > self.options.max_connections > 0:
-            return TOO_MANY_CONNECTIONS
-        return None
-
-    def admit(self, conn: Conn) -> Reply | None:
-        """Look at a new connection's address, now that it is known; a reply refuses it.  For connections."""
-        most = self.options.max_connections_per_address
-        if not most and self._rate is None:
-            return None
-        address = conn.remote_addr
-        if not isinstance(address, tuple):
-            return None  # whoever may open a Unix socket is one of us
-        key = str(address[0])
-        if not key:
-            return None  # a proxy that does not know its client's address; the limit in all holds
-        if most:
-            self._conns[conn] = key
-            count = self._per_address[key] = self._per_address.get(key, 0) + 1
-            if count > most:
-                return TOO_MANY_CONNECTIONS
-        if self._rate is not None and not self._rate.allows(key, self.now):
-            return TOO_FAST
-        return None
-
-    def rejected(self, conn: Conn, reply: Reply) -> None:
-        """Count what a session refused.  For connections."""
-        self.counters.rejected += 1
-        if self.observer is not None:
-            self.observe("rejected", conn, reply)
-
-    def observe(self, what: str, *arguments: object) -> None:
-        """Tell the observer, if there is one.  For connections."""
-        if self.observer is not None:
-            try:
-                getattr(self.observer, what)(*arguments)
-            except Exception:
-                self.logger.exception("the observer failed")
-
-    # What a connection is offered
+        for each in tuple(self.roster.conns):
+            callback(each.conn)
 
     def enable_auth(self, name: str, factory: MechanismFactory | None = None) -> None:
         """Offer one more SASL mechanism.
@@ -346,6 +281,11 @@ class Server:
             ConfigurationError: no such mechanism is built in, or that is no name of one.
         """
         self.authenticator.enable(name, factory)
+        self._see_whether_alike()
+
+    def _see_whether_alike(self) -> None:
+        may_auth = self.authenticator and not self.options.disable_auth
+        self.profile.alike = not (may_auth or self.options.tls or self._xforward or self._xclient)
 
     def tls_context(self) -> ssl.SSLContext | None:
         """The context for a handshake that begins now, or None when there is none.  For connections."""
@@ -374,7 +314,7 @@ class Server:
     def _offer_for(self, conn: Conn) -> Offer:
         options = self.options
         may_auth = not options.disable_auth and (self.authenticator or hasattr(conn.session, "auth"))
-        if not may_auth and self._offers_nothing_special:
+        if not may_auth and self.profile.alike:
             return self.profile.offer
         secure = conn.tls_connection_state is not None
         mechanisms: tuple[str, ...] = ()
@@ -392,31 +332,13 @@ class Server:
             offer = self._offers[key] = Offer(options, key[0], options.tls is not None, *key[1:])
         return offer
 
-    def detach(self, conn: Conn) -> None:
-        """Forget a connection that is lost and whose hooks have ended.  For connections."""
-        key = self._conns.pop(conn, None)
-        if key is None:
-            return
-        if self.observer is not None:
-            self.observe("disconnected", conn)
-        self.counters.connections -= 1
-        if key:
-            self._per_address[key] -= 1
-            if not self._per_address[key]:
-                del self._per_address[key]
-        if not self._conns and self._empty is not None:
-            self._empty.set()
 
-    def _sweep(self) -> None:
-        """Look at every connection's deadline: 60 ns each and once a second, where a timer per command would cost 1 us each."""
-        loop = self._loop
-        assert loop is not None
-        now = self.now = loop.time()
-        self._ticker = None
-        for conn in [conn for conn in self._conns if conn.deadline <= now]:
-            conn.timed_out()
-        if self._conns:
-            self._ticker = loop.call_later(self._tick, self._sweep)
+def _common_sockname(sockets: Sequence[socket.socket]) -> Address:
+    """The local address of all connections to these listeners, so that none has to be asked for its own; None if they may differ."""
+    if len(sockets) != 1:
+        return None
+    sockname: tuple[Any, ...] = sockets[0].getsockname()
+    return None if sockname[0] in ("0.0.0.0", "::") else sockname
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:

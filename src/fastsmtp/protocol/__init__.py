@@ -5,7 +5,6 @@ Nothing here knows sockets, time or `asyncio`, so the same machine runs under an
 
 from __future__ import annotations
 
-from . import _source  # noqa: F401 - before any other: it decides which body they have
 from .events import (
     Answered,
     Auth,

@@ -1,3 +1,5 @@
+from .command cimport parse_hello
+from .events cimport Hello
 from .lines cimport LineProtocol
 
 cdef class AccessProtocol(LineProtocol):

@@ -75,7 +75,7 @@ class AccessProtocol(LineProtocol):
     )
 
     def __init__(self, profile: ServerProfile) -> None:
-        super().__init__(profile.options)
+        LineProtocol.__init__(self, profile.options)
         self._profile = profile
         self._capabilities = profile.basic
         self._responding = False  # the next line is AUTH's, no command

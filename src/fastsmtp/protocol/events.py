@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True)
+@dataclass
 class Hello:
     """HELO, EHLO or LHLO with an acceptable name; `again` when a greeting was accepted before (it is then also a RSET)."""
 
@@ -43,7 +43,7 @@ class Hello:
     again: bool
 
 
-@dataclass(slots=True)
+@dataclass
 class MailFrom:
     """MAIL: the reverse-path's mailbox ("" for the null reverse-path) and its parameters."""
 
@@ -51,7 +51,7 @@ class MailFrom:
     params: MailParams
 
 
-@dataclass(slots=True)
+@dataclass
 class RcptTo:
     """RCPT: the forward-path's mailbox and its parameters."""
 
@@ -59,7 +59,7 @@ class RcptTo:
     params: RcptParams
 
 
-@dataclass(slots=True)
+@dataclass
 class Body:
     """A piece of the message.
 

@@ -11,6 +11,10 @@ cdef class LineProtocol:
     cdef public bint must_flush
     cdef public object trace
     cpdef _say(self, reply)
+    cpdef data_to_send(self)
+    cpdef receive_data(self, bytes data)
+    cpdef reply(self, reply=*)
+    cpdef say(self, reply)
     cpdef _close(self)
     cpdef _refuse(self, reply)
     cpdef _wait(self, event, settle)

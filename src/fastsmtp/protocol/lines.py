@@ -139,11 +139,11 @@ class LineProtocol:
     # Replies
 
     def _say(self, reply: Reply) -> None:
-        wire = reply.encode()
+        wire = reply._wire or reply.encode()
         self._out.append(wire)
         if self.trace is not None:
             self.trace("S", wire)
-        if reply.code == 421:
+        if wire.startswith(b"421"):
             self._close()
 
     def _close(self) -> None:

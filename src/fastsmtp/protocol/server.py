@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from .. import limits
 from ..address import is_domain
 from ..extensions import Capabilities, CapabilityCache, MailParams, Offer, RcptParams
+from ..limits import AUTH_LINE, COMMAND_LINE
 from ..options import ServerOptions
 from ..reply import (
     BAD_CHARACTERS,
@@ -73,6 +73,7 @@ class ServerProfile:
 
     Attributes:
         offer: what a connection is offered that is nothing special.
+        alike: no connection is anything special, unless its session has it so.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class ServerProfile:
         "_ehlo",
         "_extended",
         "_replies",
+        "alike",
         "basic",
         "commands",
         "greeting",
@@ -92,6 +94,7 @@ class ServerProfile:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options: Final = options
+        self.alike = False
         self.offer: Final = Offer(options)
         self.basic: Final = Capabilities(self.offer, extended=False)
         self._cache: Final = CapabilityCache()
@@ -157,7 +160,7 @@ class ServerProtocol(AccessProtocol):
     )
 
     def __init__(self, profile: ServerProfile) -> None:
-        super().__init__(profile)
+        AccessProtocol.__init__(self, profile)
         self._receiver: DataReceiver | ChunkReceiver | None = None  # whose octets arrive now
         self._chunks: ChunkReceiver | None = None  # the message that comes in chunks, between them too
         self._discard = 0  # octets of a chunk that belongs to no message
@@ -208,13 +211,13 @@ class ServerProtocol(AccessProtocol):
         end, verb, argument, flags = scan_command(buffer, pos)
         if not end:
             word = buffer[pos : pos + 5].upper()
-            if word[:4] == b"BDAT" and len(buffer) - pos > limits.COMMAND_LINE and self._bdat_counts:
+            if word[:4] == b"BDAT" and len(buffer) - pos > COMMAND_LINE and self._bdat_counts:
                 return self._unreadable("BDAT", LINE_TOO_LONG)
-            return self._unended_line(limits.AUTH_LINE if word == b"AUTH " else limits.COMMAND_LINE)
+            return self._unended_line(AUTH_LINE if word == b"AUTH " else COMMAND_LINE)
         self._pos = end
         if self.trace is not None:
             self.trace("C", b"***\r\n" if self._skipped else _masked(buffer[pos:end]))
-        if (end - pos > limits.COMMAND_LINE and (verb != "AUTH" or end - pos > limits.AUTH_LINE)) or self._skipped:
+        if (end - pos > COMMAND_LINE and (verb != "AUTH" or end - pos > AUTH_LINE)) or self._skipped:
             if verb[:4] == "BDAT" and self._bdat_counts:
                 return self._unreadable(verb, LINE_TOO_LONG)
             return self._long_line(end - pos)
@@ -305,7 +308,7 @@ class ServerProtocol(AccessProtocol):
         if params.auth and not self.authenticated:
             params = replace(params, auth="")  # whoever says so is not trusted (RFC 4954 section 5)
         event = self._event = MailFrom(sender, params)
-        self._settle = ServerProtocol._settle_mail
+        self._settle = _SETTLE_MAIL
         return event
 
     def _settle_mail(self, reply: Reply | None) -> None:
@@ -329,7 +332,7 @@ class ServerProtocol(AccessProtocol):
             self._say(TOO_MANY_RECIPIENTS)
             return ANSWERED
         event = self._event = RcptTo(recipient, params)
-        self._settle = ServerProtocol._settle_rcpt
+        self._settle = _SETTLE_RCPT
         return event
 
     def _settle_rcpt(self, reply: Reply | None) -> None:
@@ -394,7 +397,7 @@ class ServerProtocol(AccessProtocol):
         start = self._pos
         payload, self._pos = chunks.receive(self._buffer, start)
         if chunks.ended:
-            self._settle = ServerProtocol._settle_body
+            self._settle = _SETTLE_BODY
         elif not chunks.left:
             self._receiver = None
             self._say(chunks.refusal or CHUNK_OK)
@@ -409,7 +412,7 @@ class ServerProtocol(AccessProtocol):
         start = self._pos
         payload, self._pos = receiver.receive(self._buffer, start)
         if receiver.ended:
-            self._settle = ServerProtocol._settle_body
+            self._settle = _SETTLE_BODY
         return Body(payload, receiver.ended, receiver.refusal, self._pos - start)
 
     def _settle_body(self, reply: Reply | None) -> None:
@@ -492,6 +495,11 @@ class ServerProtocol(AccessProtocol):
         self._close()
         return ANSWERED
 
+
+# Looked up once, not for each command.
+_SETTLE_MAIL: Final = ServerProtocol._settle_mail
+_SETTLE_RCPT: Final = ServerProtocol._settle_rcpt
+_SETTLE_BODY: Final = ServerProtocol._settle_body
 
 _COMMANDS: Final[Mapping[str, Callable[[ServerProtocol, str], Event]]] = {
     "HELO": ServerProtocol._helo,
