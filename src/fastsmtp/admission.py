@@ -51,6 +51,7 @@ class Admission(Channel):
     ) -> None:
         Channel.__init__(self, server, loop)
         self._implicit_tls = implicit_tls
+        self._peername: Address = None  # not asked for yet
         self._sockname = sockname
         self._tls: ssl.SSLObject | None = None
         self._proxy: ProxyHeader | None = None
@@ -94,6 +95,8 @@ class Admission(Channel):
         if proxy is not None and proxy.command == "PROXY":
             # A Unix socket there is on the proxy's machine: none of those that "unix" trusts.
             return proxy.source if isinstance(proxy.source, tuple) else ("", 0)
+        if self._peername is None:
+            self._peername = self._transport.get_extra_info("peername")
         return self._peername
 
     @property
@@ -130,10 +133,8 @@ class Admission(Channel):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport by type
-        # Kept, since a TLS transport that is lost knows no addresses.
-        self._peername: Address = transport.get_extra_info("peername")
         if self._sockname is None:
-            self._sockname = transport.get_extra_info("sockname")
+            self._learn_addresses()  # else when they are asked for: to make one costs 0.5 us
         server = self._server
         if server.options.debug is not None:
             self._core.trace = tracer(server.options.debug, f"{id(self):x}")
@@ -146,6 +147,12 @@ class Admission(Channel):
         else:
             self._admit(refusal)
 
+    def _learn_addresses(self) -> None:
+        """Keep them, since a TLS transport that is lost knows none, nor a Unix socket's."""
+        self._peername = self._transport.get_extra_info("peername")
+        if self._sockname is None:
+            self._sockname = self._transport.get_extra_info("sockname")
+
     def proxied(self, header: ProxyHeader, rest: bytes, refusal: Reply | None) -> None:
         """The PROXY header has come, and `rest` behind it.  For the gate."""
         self._holds &= ~AT_THE_GATE
@@ -155,7 +162,8 @@ class Admission(Channel):
 
     def _admit(self, refusal: Reply | None, received: bytes = b"") -> None:
         """The client's address is known: is it welcome, and does it begin with TLS?"""
-        refusal = self._roster.admit(self, self.remote_addr) or refusal
+        if self._roster.by_address:
+            refusal = self._roster.admit(self, self.remote_addr) or refusal
         if not self._implicit_tls:
             self._begin(refusal)
             if received:
@@ -214,6 +222,7 @@ class Admission(Channel):
         self._call(Admission._start_over, self._shake_hands, (context,))
 
     def _shake_hands(self, context: ssl.SSLContext, received: bytes = b"") -> Awaitable[Reply | None]:
+        self._learn_addresses()
         self._core.begin_tls()
         self._end_point = getattr(self._server.options.tls, "end_point", None)  # goes with the context
         deaf = self._holds & PEER_IS_DEAF

@@ -14,11 +14,11 @@ Each may be plain or async.  None for a session, or `AuthFailed` raised, is 535;
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import ConfigurationError
+from .hooks import is_awaitable
 from .reply import (
     AUTH_FAILED,
     AUTH_MALFORMED,
@@ -184,7 +184,8 @@ class Exchange:
         lookup = getattr(self._conn.server.backend, "scram_secret", None)
         if lookup is None:
             raise AuthUnsupported
-        return await _settled(lookup(self._conn.state, user))
+        found = lookup(self._conn.state, user)
+        return await found if is_awaitable(found) else found
 
     async def _verify(self, credentials: Any) -> Any:
         """What a callback gives for the session of whom these credentials are, None for nobody's."""
@@ -192,19 +193,23 @@ class Exchange:
         session = conn.session
         hook = getattr(session, "auth", None)
         if hook is not None:
-            reply = await _settled(hook(credentials))
+            reply = hook(credentials)
+            if is_awaitable(reply):
+                reply = await reply
             if reply is not None and not reply.accepted:
                 raise SMTPError.from_reply(reply)
             return session
         backend: Any = conn.server.backend
         authenticate = getattr(backend, "authenticate", None)
         if authenticate is not None:
-            return await _settled(authenticate(conn.state, credentials))
-        if not isinstance(credentials, PlainCredentials):
+            found = authenticate(conn.state, credentials)
+        elif not isinstance(credentials, PlainCredentials):
             raise AuthUnsupported
-        if credentials.authzid not in ("", credentials.authcid):
+        elif credentials.authzid not in ("", credentials.authcid):
             return None  # to act for another is nothing that `login` could decide
-        return await _settled(backend.login(conn.state, credentials.authcid, credentials.password))
+        else:
+            found = backend.login(conn.state, credentials.authcid, credentials.password)
+        return await found if is_awaitable(found) else found
 
 
 def failure_delay(first: float, failures: int) -> float:
@@ -217,7 +222,3 @@ def session_from(result: Any) -> Session:
     if not hasattr(result, "mail"):
         raise TypeError(f"a backend gave {type(result).__name__}, not a Session")
     return result  # type: ignore[no-any-return]
-
-
-async def _settled(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result

@@ -93,8 +93,12 @@ class Conn(Admission):
         session = self._session
         if session is not None and event.again:
             self._call(_SETTLED, self._greet_again, (session, event.name))
+            return
+        hook = getattr(session, "helo", None)
+        if hook is None:
+            self._core.reply(None)
         else:
-            self._optional(session, "helo", event.name)
+            self._call(_SETTLED, hook, (event.name,))
 
     async def _greet_again(self, session: Session, name: str) -> Reply | None:
         reply = await self._hooks.call(session, "helo", name)

@@ -78,7 +78,7 @@ class HookRunner:
         if sys.version_info >= (3, 12):
             return asyncio.Task(_guarded(awaitable), loop=loop, eager_start=True)
         task = loop.create_task(_guarded(awaitable))
-        if inspect.iscoroutine(awaitable):
+        if asyncio.iscoroutine(awaitable):
             # Cancelled before its first turn it was never awaited, and Python would complain of that.
             task.add_done_callback(lambda _: awaitable.close())
         return task

@@ -12,6 +12,7 @@ cdef class Roster:
     cdef public object _rate
     cdef public double _tick
     cdef public object _ticker
+    cdef public bint by_address
     cdef public dict conns
     cdef public double now
     cdef public double read_timeout

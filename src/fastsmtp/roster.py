@@ -31,6 +31,7 @@ class Roster:
         logger: hears of an observer that failed.
 
     Attributes:
+        by_address: there is a limit on what comes from one address: ask `admit`.
         now: the loop time at the last look at the deadlines.
         read_timeout: as in the options.
         stopping: no new connection is wanted.
@@ -49,6 +50,7 @@ class Roster:
         "_rate",
         "_tick",
         "_ticker",
+        "by_address",
         "conns",
         "now",
         "observer",
@@ -69,6 +71,7 @@ class Roster:
         timeouts = (options.read_timeout, options.write_timeout, options.hook_timeout)
         shortest = min([each for each in timeouts if each], default=_LONGEST_TICK)
         self._tick = min(_LONGEST_TICK, max(_SHORTEST_TICK, shortest / 4))
+        self.by_address = self._most_per_address > 0 or self._rate is not None
         self.conns: dict[Channel, str] = {}
         self.now = 0.0
         self.observer: Observer | None = options.observer
@@ -110,8 +113,6 @@ class Roster:
 
     def admit(self, conn: Channel, address: Address) -> Reply | None:
         """Look at a new connection's address, now that it is known; a reply refuses it."""
-        if not self._most_per_address and self._rate is None:
-            return None
         if not isinstance(address, tuple):
             return None  # whoever may open a Unix socket is one of us
         key = str(address[0])
