@@ -97,7 +97,7 @@ fuzz: $(VENV)/.installed-dev $(DOTSCAN)  ## each harness for SECONDS, and covera
 	if ! $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=3'; then \
 	    echo "no atheris for this interpreter: the rest is skipped"; exit 0; fi; \
 	for target in server client proxy text address; do \
-	    mkdir -p build/fuzz/found-$$target && $(BIN)/python -m fuzz.guided $$target -max_total_time=$(SECONDS) -max_len=600 -rss_limit_mb=0 \
+	    mkdir -p build/fuzz/found-$$target && FASTSMTP_PURE=1 $(BIN)/python -m fuzz.guided $$target -max_total_time=$(SECONDS) -max_len=600 -rss_limit_mb=0 \
 	        -print_final_stats=1 build/fuzz/found-$$target fuzz/corpus/$$target || exit 1; done
 
 fuzz-smoke: $(VENV)/.installed-dev $(DOTSCAN)  ## a few seconds of the same, always the same ones
