@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import pathlib
 import re
@@ -10,10 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
+from typing import Any
 
 import pytest
 
 import fastsmtp
+from fastsmtp import Conn, DefaultBackend, DefaultSession, Server
 
 SOURCE = pathlib.Path(fastsmtp.__file__).parent
 DECLARED = sorted(SOURCE.rglob("*.pxd"))
@@ -104,3 +107,20 @@ def test_what_was_compiled_is_run_compiled() -> None:
 def test_all_or_none_are_compiled() -> None:
     compiled = [name for name in origins({}) if not name.endswith(".py")]
     assert len(compiled) in (0, len(DECLARED))
+
+
+def test_none_where_something_was_expected_is_an_error() -> None:
+    """Compiled without a look at each, it would be a read from anywhere."""
+    loop: Any = None
+    conn: Any = Conn(Server(DefaultBackend(DefaultSession)), loop)
+    conn._core = None
+    with pytest.raises(AttributeError, match="receive_data"):
+        conn.data_received(b"NOOP\r\n")
+
+
+def test_something_else_than_was_declared_is_an_error() -> None:
+    loop: Any = None
+    conn: Any = Conn(Server(DefaultBackend(DefaultSession)), loop)
+    compiled = not str(sys.modules[Conn.__module__].__file__).endswith(".py")
+    with pytest.raises(TypeError) if compiled else contextlib.nullcontext():
+        conn._core = object()

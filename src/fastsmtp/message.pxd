@@ -5,7 +5,7 @@ cdef class DataReader:
     cdef public object _on_low
     cdef public object _waiter
     cdef public bint complete
-    cdef public Py_ssize_t size
+    cdef public long long size
     cpdef feed_data(self, bytes data, bint last=*)
     cpdef let_go(self)
 

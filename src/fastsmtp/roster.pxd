@@ -5,8 +5,8 @@ cdef class Roster:
     cdef public object _empty
     cdef public object _logger
     cdef public object _loop
-    cdef public Py_ssize_t _most
-    cdef public Py_ssize_t _most_per_address
+    cdef public object _most
+    cdef public object _most_per_address
     cdef public object observer
     cdef public dict _per_address
     cdef public object _rate
@@ -19,5 +19,5 @@ cdef class Roster:
     cdef public bint stopping
     cpdef admit(self, conn, address)
     cpdef attach(self, conn)
-    cpdef count_message(self, Py_ssize_t accepted, Py_ssize_t octets)
+    cpdef count_message(self, Py_ssize_t accepted, long long octets)
     cpdef detach(self, conn)

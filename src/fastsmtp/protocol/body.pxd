@@ -2,7 +2,7 @@ cdef class DataReceiver:
     cdef public object _bare
     cdef public object _decoder
     cdef public bint _eight_bit_ok
-    cdef public Py_ssize_t _limit
+    cdef public object _limit
     cdef public object _lines
     cdef public bint ended
     cdef public object refusal
