@@ -37,7 +37,7 @@ def classes(path: pathlib.Path) -> Iterator[tuple[str, list[str], list[tuple[str
 
 
 def declared_functions(text: str, indentation: str) -> list[tuple[str, list[str]]]:
-    found = re.findall(rf"^{indentation}cpdef (\w+)\((.*)\)$", text, re.MULTILINE)
+    found = re.findall(rf"^{indentation}cpdef (?:\w+ )?(\w+)\((.*)\)$", text, re.MULTILINE)
     return [
         (name, [each.split()[-1].removesuffix("=*") for each in given.split(", ") if each]) for name, given in found
     ]

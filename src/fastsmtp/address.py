@@ -31,6 +31,7 @@ __all__ = [
     "check_domain",
     "is_address_literal",
     "is_domain",
+    "is_usual_domain",
     "parse_forward_path",
     "parse_reverse_path",
     "quote_local_part",
@@ -248,9 +249,14 @@ def check_domain(text: str, utf8: bool = False, *, underscores: bool = True) -> 
         raise AddressError("domain too long")
 
 
+def is_usual_domain(text: str, underscores: bool = True) -> bool:
+    """Tell whether `text` is a domain name of the usual kind, at first sight; what is not may be one yet: see `is_domain`."""
+    return scan_domain(text) == len(text) and 0 < len(text) <= limits.DOMAIN and (underscores or "_" not in text)
+
+
 def is_domain(text: str, utf8: bool = False, *, underscores: bool = True) -> bool:
     """Tell whether `text` is a domain name (no address literal), as `check_domain` judges it."""
-    if scan_domain(text) == len(text) and 0 < len(text) <= limits.DOMAIN and (underscores or "_" not in text):
+    if is_usual_domain(text, underscores):
         return True
     if text.startswith("["):
         return False

@@ -1,3 +1,5 @@
+cimport cython
+
 from .protocol.server cimport ServerProtocol
 from .reception cimport Reception
 from .roster cimport Roster
@@ -24,12 +26,15 @@ cdef class Channel:
     cdef public object _task
     cdef public object _transport
     cdef public object _turn
+    @cython.locals(holds=Py_ssize_t)
     cpdef _after(self)
     cpdef _call(self, settle, hook, tuple arguments=*)
     cpdef _end(self)
     cpdef _finish(self)
     cpdef _flush(self)
+    @cython.locals(holds=Py_ssize_t)
     cpdef _renew(self)
+    @cython.locals(budget=Py_ssize_t)
     cpdef _run(self)
     cpdef _wake_line_waiter(self)
     cpdef _watch_reading(self)

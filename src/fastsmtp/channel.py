@@ -152,11 +152,10 @@ class Channel:
 
     def data_received(self, data: bytes) -> None:
         """Octets arrived."""
-        holds = self._holds
-        if holds & ENDING:
+        if self._holds & ENDING:
             return
         self._core.receive_data(data)
-        if not holds:
+        if not self._holds:
             self._run()
         elif self._line_waiter is not None:
             self._wake_line_waiter()

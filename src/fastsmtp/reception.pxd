@@ -1,3 +1,5 @@
+cimport cython
+
 from .message cimport DataContext, DataReader
 from .protocol.events cimport Body
 from .protocol.server cimport ServerProtocol
@@ -20,6 +22,7 @@ cdef class Reception:
     cdef public bint answered
     cdef public bint lost
     cdef public bint stalled
+    @cython.locals(accepted=Py_ssize_t)
     cpdef _answer(self)
     cpdef _over(self, reply)
     cpdef _start(self, loop, DataReader reader)

@@ -1,3 +1,5 @@
+cimport cython
+
 cdef class DataReceiver:
     cdef public object _bare
     cdef public object _decoder
@@ -6,4 +8,5 @@ cdef class DataReceiver:
     cdef public object _lines
     cdef public bint ended
     cdef public object refusal
+    @cython.locals(end=Py_ssize_t)
     cpdef receive(self, bytes data, Py_ssize_t start)

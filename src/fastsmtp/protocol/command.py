@@ -9,7 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from ..address import AddressError, is_address_literal, is_domain, parse_forward_path, parse_reverse_path
+from ..address import (
+    AddressError,
+    is_address_literal,
+    is_domain,
+    is_usual_domain,
+    parse_forward_path,
+    parse_reverse_path,
+)
 from ..errors import ProtocolError
 from ..extensions import Known, MailParams, ParameterError, RcptParams, check_mail, parse_parameters
 from ..reply import BAD_HELLO, BDAT_SYNTAX, TOO_LARGE, EnhancedCode, Reply
@@ -38,7 +45,11 @@ def parse_hello(argument: str, strict: bool) -> str:
 
     Outside strict mode underscores pass in a name, as many a Windows host has them.
     """
-    if is_domain(argument, underscores=not strict) or is_address_literal(argument):
+    if (
+        is_usual_domain(argument, not strict)
+        or is_domain(argument, underscores=not strict)
+        or is_address_literal(argument)
+    ):
         return argument
     raise CommandError(BAD_HELLO)
 

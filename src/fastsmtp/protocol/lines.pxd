@@ -1,3 +1,5 @@
+cimport cython
+
 cdef class LineProtocol:
     cdef public bytes _buffer
     cdef public object _event
@@ -10,6 +12,7 @@ cdef class LineProtocol:
     cdef public Py_ssize_t errors
     cdef public bint must_flush
     cdef public object trace
+    @cython.locals(wire=bytes)
     cpdef _say(self, reply)
     cpdef data_to_send(self)
     cpdef receive_data(self, bytes data)

@@ -1,3 +1,5 @@
+cimport cython
+
 from .access cimport AccessProtocol
 from .command cimport parse_mail, parse_rcpt
 from .events cimport Body, MailFrom, RcptTo
@@ -30,7 +32,9 @@ cdef class ServerProtocol(AccessProtocol):
     cdef public list rcpt_params
     cdef public list recipients
     cpdef greet(self, reply=*)
+    @cython.locals(pos=Py_ssize_t, buffer=bytes, end=Py_ssize_t, flags=Py_ssize_t)
     cpdef next_event(self)
     cpdef _take_chunk(self, chunks)
+    @cython.locals(start=Py_ssize_t)
     cpdef _next_body(self, receiver)
     cpdef _end_message(self)
