@@ -65,8 +65,13 @@ def extensions() -> list:
         for source in sources
     ]
     directives = {"language_level": 3}
-    # Without nonecheck an attribute of None, an AttributeError in the source, would be read from wherever it would be.
-    as_it_stands = directives | {"binding": False, "annotation_typing": False, "nonecheck": True}
+    as_it_stands = directives | {
+        "binding": False,
+        "annotation_typing": False,
+        "nonecheck": True,  # without it an attribute of None, an AttributeError in the source, would be read from wherever it would be
+        "embedsignature": True,  # for help() and inspect.signature()
+        "embedsignature.format": "clinic",
+    }
     return cythonize([twin], build_dir="build", compiler_directives=directives) + cythonize(
         hot, build_dir="build", include_path=["src"], compiler_directives=as_it_stands
     )

@@ -108,7 +108,7 @@ def compare(
             for peer in able:
                 if peer.name in reasons:
                     continue
-                amount = max(count * 2, int(messages * workload.share * peer.share))
+                amount = max(count * 10, int(messages * workload.share * peer.share))
                 try:
                     run = measure(peer, workload, where, count, amount)
                 except Failed as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import os
 import pathlib
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import fastsmtp
-from fastsmtp import Conn, DefaultBackend, DefaultSession, Server
+from fastsmtp import Conn, DataReader, DefaultBackend, DefaultSession, Server
 
 SOURCE = pathlib.Path(fastsmtp.__file__).parent
 DECLARED = sorted(SOURCE.rglob("*.pxd"))
@@ -116,6 +117,10 @@ def test_none_where_something_was_expected_is_an_error() -> None:
     conn._core = None
     with pytest.raises(AttributeError, match="receive_data"):
         conn.data_received(b"NOOP\r\n")
+
+
+def test_signatures_can_be_looked_up() -> None:
+    assert list(inspect.signature(DataReader.read).parameters) == ["self", "n"]
 
 
 def test_something_else_than_was_declared_is_an_error() -> None:
