@@ -383,3 +383,16 @@ def test_uvloop(tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
     assert _messages(tmp_path / "m") == [b"x"] * 100
+
+
+def test_a_directory_that_another_process_makes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m"
+    mkdir = os.mkdir
+
+    def late(path: str, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        mkdir(path, mode)  # the other was first
+
+    monkeypatch.setattr(os, "mkdir", late)
+    Maildir(path)
+    assert sorted(each.name for each in path.iterdir()) == ["cur", "new", "tmp"]

@@ -10,6 +10,7 @@ How messages that wait together share their syncs is told in `fastsmtp.delivery.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
@@ -221,7 +222,8 @@ def _prepare(path: str) -> None:
         try:
             present = set(os.listdir(path))
         except FileNotFoundError:
-            os.mkdir(path, 0o700)
+            with contextlib.suppress(FileExistsError):  # another process starts as well
+                os.mkdir(path, 0o700)
             _sync_path(os.path.dirname(path))
             present = set()
         if present and not present.intersection(_DIRECTORIES):
