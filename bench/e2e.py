@@ -108,6 +108,7 @@ def compare(
             for peer in able:
                 if peer.name in reasons:
                     continue
+                # Ten for each connection: its first one finds all of it cold.
                 amount = max(count * 10, int(messages * workload.share * peer.share))
                 try:
                     run = measure(peer, workload, where, count, amount)

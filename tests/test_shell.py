@@ -536,3 +536,29 @@ def test_debug_trace_is_safe(run: Runner) -> None:
 
     run(main)
     assert "C: NOOP \\x1b[31m" in trace.getvalue() and "\x1b" not in trace.getvalue()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"], ids=["one address", "all addresses"])
+def test_addresses_are_known_when_the_connection_is_lost(run: Runner, host: str) -> None:
+    """Asked for no earlier, and where the listener knows the local one, not at all."""
+    seen: list[tuple[object, object]] = []
+
+    class Session(DefaultSession):
+        def connect(self, conn: Conn) -> None:
+            self.conn = conn
+
+        def logout(self) -> None:
+            seen.append((self.conn.remote_addr, self.conn.local_addr))
+
+    async def main() -> None:
+        async with Server(DefaultBackend(Session), addr=f"{host}:0") as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            ours = writer.get_extra_info("sockname")
+            await reader.readline()
+            writer.write(b"QUIT\r\n")
+            assert await reader.read() == b"221 2.0.0 Bye\r\n"
+            writer.close()
+            port = server.port
+        assert seen == [(ours, ("127.0.0.1", port))]
+
+    run(main)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import limits
 from .authentication import Exchange, failure_delay, session_from
-from .channel import Channel
+from .channel import Channel, no_answer
 from .entrance import ProxyGate, start_tls
 from .holds import AT_THE_GATE, ENDING, NOT_GREETED, PEER_IS_DEAF, SHAKING_HANDS
 from .hooks import given_up, is_awaitable
@@ -258,7 +258,7 @@ class Admission(Channel):
             self._session = None  # the next one is asked for at MAIL
         self._core.offer = self._server.offer_for(self.conn)
         if session is not None:
-            self._call(Channel._ignore, session.logout if known else session.reset)
+            self._call(no_answer, session.logout if known else session.reset)
 
     # AUTH and XCLIENT
 
@@ -304,7 +304,7 @@ class Admission(Channel):
             self._server.counters.authenticated += 1
             self._roster.observe("authenticated", self, self._username)
             if before is not None and before is not self._session:
-                self._call(Channel._ignore, before.logout)
+                self._call(no_answer, before.logout)
         elif self._has_failed_enough and not self._core.closing:
             self._core.say(TOO_MANY_AUTH_FAILURES)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .connection import Conn
     from .server import Server
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "no_answer"]
 
 _FOREVER: Final = float("inf")
 
@@ -305,7 +305,7 @@ class Channel:
     ) -> None:
         """Call a hook and settle its reply, now if it does not suspend, else when it is done.
 
-        `settle` is a method of this class, not bound: it is kept while the hook runs.
+        `settle` is called with the connection and the reply: a method that is not bound, which costs nothing to make.
         """
         try:
             result = hook(*arguments)
@@ -449,9 +449,6 @@ class Channel:
         except (OSError, RuntimeError):  # it is gone, which we will be told in a moment
             self._transport.close()
 
-    def _ignore(self, reply: Reply | None) -> None:
-        """reset and logout answer nobody."""
-
     def _end(self) -> None:
         """The connection is lost: once no hook runs, tell the session, once, and the server."""
         if self._task is not None or (self._reception is not None and self._reception.running):
@@ -461,12 +458,13 @@ class Channel:
         if session is None:
             self._roster.detach(self)
         else:
-            self._call(_IGNORE, session.logout)
+            self._call(no_answer, session.logout)
             if self._task is None:
                 self._roster.detach(self)
 
 
-_IGNORE: Final = Channel._ignore  # looked up once
+def no_answer(conn: Channel, reply: Reply | None) -> None:
+    """reset and logout answer nobody."""
 
 
 def _drop_unsent(transport: asyncio.Transport) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .admission import Admission
+from .channel import no_answer
 from .holds import HOOK_RUNS, OTHERS_TURN, SESSION_FULL
 from .protocol.events import (
     Answered,
@@ -190,7 +191,7 @@ class Conn(Admission):
         self._reception = None
         session = self._session
         if session is not None:
-            self._call(_IGNORE, session.reset)
+            self._call(no_answer, session.reset)
 
     def _resume(self) -> None:
         """A message's reader has room, or its hook is done: go on, in a turn of our own."""
@@ -230,4 +231,3 @@ class Conn(Admission):
 # Looked up once.
 _SETTLED: Final = Conn._settled
 _SETTLE_COUNTED: Final = Conn._settle_counted
-_IGNORE: Final = Conn._ignore
