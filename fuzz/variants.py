@@ -110,7 +110,8 @@ def build(name: str) -> pathlib.Path:
     for source in sorted(package.rglob("*.pxd")):
         # As setup.py has it.
         name = ".".join(source.relative_to(folder).with_suffix("").parts)
-        extensions += modules(name, source.with_suffix(".py"), binding=False, annotation_typing=False, nonecheck=True)
+        as_it_stands = {"nonecheck": True, "embedsignature": True, "embedsignature.format": "clinic"}
+        extensions += modules(name, source.with_suffix(".py"), binding=False, annotation_typing=False, **as_it_stands)
     command = build_ext(setuptools.Distribution({"name": name, "ext_modules": extensions}))
     command.build_lib, command.build_temp = str(folder), str(folder / "objects")
     command.ensure_finalized()
